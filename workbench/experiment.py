@@ -15,7 +15,7 @@ from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
-from workbench.engine.counterfactuals import counterfactual_values, pairs_for
+from workbench.engine.counterfactuals import counterfactual_values, pairs_for, those_of
 from workbench.engine.named_values import SIDES, WITHOUT_FIT, canonical_name, make_value
 from workbench.engine.nodes import writer
 from workbench.engine.values import Value
@@ -26,7 +26,7 @@ from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
-from workbench.sites import KINDS, Shape, Site
+from workbench.sites import Site
 from workbench.stores.store import ActivationStore
 from workbench.tasks.registry import load_task
 
@@ -239,8 +239,7 @@ class Experiment:
 
 def writer_kinds(model: Model) -> list[str]:
     """Those of `WRITERS` that a model has: an attention-only one lacks those of the MLPs."""
-    shape = Shape.of(model)
-    return [name for name in WRITERS if not shape.lacks(KINDS[name.partition("[")[0]])]
+    return list(map(str, those_of(model, WRITERS)))
 
 
 def writer_sites(graph: Graph) -> list[Site]:

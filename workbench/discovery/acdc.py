@@ -128,8 +128,7 @@ def acdc(
 
 def _default_threshold(runs: Circuits, metric_name: str) -> float:
     """1 % of |m(empty) - m(full)|. Raises `MetricError` where that is 0."""
-    empty = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))
-    threshold = DEFAULT_THRESHOLD * abs(float(empty.mean()) - float(runs.full.mean()))
+    threshold = DEFAULT_THRESHOLD * abs(float(runs.empty.mean()) - float(runs.full.mean()))
     if threshold == 0:
         raise MetricError(
             f"acdc: {metric_name} is the same with every edge and with none, so no edge can matter."

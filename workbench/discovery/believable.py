@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from workbench.circuit.graph import Graph
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import BEYOND, frontier, grid_of_sizes, smallest_passing
+from workbench.discovery.ranking import first_edges
 from workbench.discovery.refine import Mask, pruned
 from workbench.engine.circuits import Circuits
 from workbench.errors import UnknownName
@@ -66,12 +66,12 @@ def by_criteria(
     sizes = grid_of_sizes(graph.n_edges, criteria.at_most)
     measured = frontier(order, sizes, runs, criteria, level=level, seed=seed, progress=progress)
     size = smallest_passing(measured)
-    chosen = None if size is None else _first(graph, order, size)
+    chosen = None if size is None else graph.prune(first_edges(graph, order, size))
     edges = chosen
     start = refining_start(measured)
     if refine == "prune" and start is not None:
         smaller = pruned(
-            _first(graph, order, start), gradients=gradients or runs, runs=runs, criteria=criteria,
+            graph.prune(first_edges(graph, order, start)), gradients=gradients or runs, runs=runs, criteria=criteria,
             level=level, seed=seed, progress=progress,
         )  # fmt: skip
         most = criteria.at_most * graph.n_edges if chosen is None else int(chosen.sum())
@@ -94,10 +94,3 @@ def refining_start(measured: xr.Dataset) -> int | None:
     while first > 0 and holds[first - 1]:
         first -= 1
     return int(sizes[first]) if first < len(sizes) else None
-
-
-def _first(graph: Graph, order: np.ndarray, n: int) -> Mask:
-    """The first n of ordered edges, without dead ends."""
-    edges = np.zeros(graph.exists.size, dtype=bool)
-    edges[order[:n]] = True
-    return graph.prune(edges.reshape(graph.exists.shape))

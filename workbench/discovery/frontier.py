@@ -12,6 +12,7 @@ import numpy as np
 import xarray as xr
 
 from workbench.discovery.criteria import Criteria
+from workbench.discovery.ranking import first_edges
 from workbench.engine.circuits import Circuits
 from workbench.engine.resemblance import MEASURES, resemblance
 from workbench.text import progress_bar
@@ -62,11 +63,7 @@ def frontier(
         `largest`, the size up to which a circuit counts.
     """
     graph = next(iter(runs.values())).graph
-    masks = []
-    for size in sizes:
-        mask = np.zeros(graph.exists.size, dtype=bool)
-        mask[order[:size]] = True
-        masks.append(graph.prune(mask.reshape(graph.exists.shape)))
+    masks = [graph.prune(first_edges(graph, order, size)) for size in sizes]
     measured = measure_against(np.stack(masks), runs, criteria, level=level, seed=seed, progress=progress)
     measured = measured.rename(circuit="size").assign_coords(size=list(sizes))
     holds = xr.concat([measured[f"holds_{letter}"] for letter in "abcd"], "criterion").all("criterion")
@@ -113,9 +110,14 @@ def measure_against(
             by_name.append(_measured(masks, one, level, seed))
             bar.update()
     joined = xr.concat(by_name, "ablation").assign_coords(ablation=list(runs))
-    held = criteria.held({name: joined[name].values for name in joined.data_vars})
+    return with_verdicts(joined, criteria)
+
+
+def with_verdicts(measured: xr.Dataset, criteria: Criteria) -> xr.Dataset:
+    """Measures over (ablation, circuit) with `holds_a` to `holds_d`: whether each criterion holds."""
+    held = criteria.held({str(name): measured[name].values for name in measured.data_vars})
     dims = ("ablation", "circuit")
-    return joined.assign({f"holds_{letter}": (dims, holds) for letter, holds in held.items()})
+    return measured.assign({f"holds_{letter}": (dims, holds) for letter, holds in held.items()})
 
 
 def _measured(masks: np.ndarray, runs: Circuits, level: float, seed: int) -> xr.Dataset:

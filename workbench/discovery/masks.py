@@ -189,7 +189,7 @@ class _Losses:
 
     def __init__(self, runs: Circuits) -> None:
         self.runs, self.metric = runs, runs.metric
-        none = runs.measure(np.zeros((1, *runs.graph.exists.shape), dtype=bool))[0]
+        none = runs.empty
         self.gap = abs(float(gap_of_means(runs.full, none)))
         if np.isnan(self.gap):
             raise MetricError(

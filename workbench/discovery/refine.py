@@ -167,10 +167,9 @@ def edge_gradients(
     """
     tables, residuals = [], []
     for name, one in runs.items():
-        empty = one.measure(np.zeros((1, *mask.shape), dtype=bool))[0]
         columns, measured = _by_prompt(mask, one, prepared[name])
         n = len(measured)
-        scale = float(np.abs(one.full - empty).mean()) * np.sqrt(n * len(runs))
+        scale = float(np.abs(one.full - one.empty).mean()) * np.sqrt(n * len(runs))
         tables.append(columns / scale)
         residuals.append((measured - one.full[:n]) / scale)
     return EdgeSteps(np.concatenate(tables, 1), np.concatenate(residuals))

@@ -40,14 +40,9 @@ def runs_of(
     budget: int | None,
 ) -> Circuits:
     """Runs of circuits on the prompts that a size is searched on."""
-    if model is None or pairs is None:
-        raise CircuitError("find_circuit: min_faithfulness= needs model= and pairs= to measure circuits on.")
+    model, pairs = _measurable("min_faithfulness", graph, model, pairs)
     if not is_number(target):
         raise CircuitError(f"find_circuit: min_faithfulness={target} is not a finite number.")
-    if graph.shape != Graph.of(model).shape:
-        raise CircuitError(
-            f"find_circuit: the scores are of another model: {graph}; this one has {Graph.of(model)}."
-        )
     if value is None:
         value = value_of(scores, graph, model, pairs)
     return Circuits(model, graph, pairs, value=value, metric=metric_of(scores, metric), budget=budget)
@@ -63,12 +58,7 @@ def runs_by_name(
     budget: int | None,
 ) -> dict[str, Circuits]:
     """Runs of circuits with each value, by its name."""
-    if model is None or pairs is None:
-        raise CircuitError("find_circuit: criteria= needs model= and pairs= to measure circuits on.")
-    if graph.shape != Graph.of(model).shape:
-        raise CircuitError(
-            f"find_circuit: the scores are of another model: {graph}; this one has {Graph.of(model)}."
-        )
+    model, pairs = _measurable("criteria", graph, model, pairs)
     if value is None:
         value = values_of(scores, graph, model, pairs)
     if not isinstance(value, Mapping):
@@ -81,15 +71,27 @@ def runs_by_name(
     return runs
 
 
+def _measurable(
+    argument: str, graph: Graph, model: Model | None, pairs: PromptPairs | None
+) -> tuple[Model, PromptPairs]:
+    """The model and the pairs, if circuits of the graph can be measured with them; `argument` asks for it."""
+    if model is None or pairs is None:
+        raise CircuitError(f"find_circuit: {argument}= needs model= and pairs= to measure circuits on.")
+    if graph.shape != Graph.of(model).shape:
+        raise CircuitError(
+            f"find_circuit: the scores are of another model: {graph}; this one has {Graph.of(model)}."
+        )
+    return model, pairs
+
+
 def smallest_size(runs: Circuits, order: np.ndarray, target: float) -> int:
     """The smallest size tried whose circuit is faithful enough: a coarse grid, then finer below its first."""
     graph = runs.graph
-    empty = runs.measure(np.zeros((1, *graph.exists.shape), dtype=bool))[0]
 
     def faithfulness(sizes: np.ndarray) -> np.ndarray:
         """[size]: of the circuits of the first edges, in one batch."""
         masks = np.stack([graph.prune(first_edges(graph, order, int(n))) for n in sizes])
-        return ratio_of_means(runs.measure(masks).T, runs.full[:, None], empty[:, None])
+        return ratio_of_means(runs.measure(masks).T, runs.full[:, None], runs.empty[:, None])
 
     # Invariant: `high` suffices; of the sizes tried up to `low`, none did.
     low, high = 0, len(order)

@@ -230,8 +230,7 @@ def _measured(circuits: Circuits, method: str, keep: Sequence[str], progress: bo
 
 def _gap(circuits: Circuits, metric_name: str) -> float:
     """m(full) - m(empty), means over prompts. Raises `MetricError` where it is 0."""
-    empty = circuits.measure(np.zeros((1, *circuits.graph.exists.shape), dtype=bool))[0]
-    gap = float(gap_of_means(circuits.full, empty))
+    gap = float(gap_of_means(circuits.full, circuits.empty))
     if np.isnan(gap):
         raise MetricError(
             f"score_edges: {metric_name} is the same in the full and in the empty circuit, "

@@ -233,6 +233,11 @@ class Circuits:
         with torch.no_grad(), self.located():
             return self.expansion.combine(torch.cat(list(self._full())).double().cpu()).numpy()
 
+    @cached_property
+    def empty(self) -> np.ndarray:
+        """[example]: the metric of the circuit without an edge."""
+        return self.measure(np.zeros((1, *self.graph.exists.shape), dtype=bool))[0]
+
     def full_at_end(self, metric: Metric) -> np.ndarray:
         """[example]: another metric of the clean run, read at `END`."""
         measured = []

@@ -17,6 +17,7 @@ from workbench.discovery.frontier import grid_of_sizes
 from workbench.discovery.refine import FEW as FEW_EDGES
 from workbench.discovery.refine import PROMPTS, SHARES, edge_gradients, prepared_batches
 from workbench.discovery.scores import score_edges
+from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.values import zero
 from workbench.interventions.effects import effects
 from workbench.sites import grid
@@ -49,18 +50,16 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
     sets, graph = job.sets, job.graph
     few = sets.select.select(slice(TRIED))
     runs = few.circuit_runs(job.value)
-    one = next(iter(runs.values()))
+    first, one = next(iter(runs.items()))
     rng = np.random.default_rng(job.seed)
     # Half of all edges, like the larger circuits of the grid: all heads and MLPs are run.
     masks = graph.prune(graph.exists & (rng.random((3, *graph.exists.shape)) < 0.5))
     circuit = _seconds(lambda: one.measure(masks)) / (len(masks) * TRIED)
     value = next(iter(few.values(job.value).values()))
-    pairs = (
-        few.pairs.against(next(iter(runs))) if next(iter(runs)) in few.pairs.counterfactuals else few.pairs
-    )
+    pairs = pairs_for(few.pairs, first)
     scored: dict[str, Any] = {"value": value, "metric": few.metric, "progress": False}
     score = _seconds(lambda: score_edges(job.model, pairs, method="eap-ig-inputs", **scored)) / TRIED
-    of_one = {next(iter(runs)): one}
+    of_one = {first: one}
     prepared = {name: prepared_batches(some) for name, some in of_one.items()}
     gradient = _seconds(lambda: edge_gradients(graph.exists, of_one, prepared)) / TRIED
     layer = graph.shape.n_layers // 2

@@ -17,13 +17,14 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.believable import CriteriaSearch, by_criteria
 from workbench.discovery.criteria import Criteria
-from workbench.discovery.frontier import best_trade_off, smallest_by_counterfactual
+from workbench.discovery.frontier import best_trade_off, smallest_by_counterfactual, with_verdicts
 from workbench.discovery.methods import MEANS_OVER_EXAMPLES, SEARCHES, find_by
 from workbench.discovery.ranking import best_first
 from workbench.discovery.refine import PROMPTS
 from workbench.discovery.score_arrays import joint_scores, matrix_of
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
+from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.values import Value, from_store, zero
 from workbench.errors import MetricError, UnsuitableTask
 from workbench.evaluation.agreement import agreement, exchanged
@@ -179,8 +180,7 @@ class DiscoveryJob:
         """
         find = self.sets.find
         runs = next(iter(find.circuit_runs(self.value).values()))
-        empty = runs.measure(np.zeros((1, *self.graph.exists.shape), dtype=bool))[0]
-        if not np.isfinite(gap_of_means(runs.full, empty)):
+        if not np.isfinite(gap_of_means(runs.full, runs.empty)):
             raise MetricError(
                 f"On the prompts to find with {find.metric.name} is the same in the clean run and with every "
                 "edge replaced, so there is no effect to explain. Check the prompts, the answers and the "
@@ -194,7 +194,7 @@ class DiscoveryJob:
         if self.method in SEARCHES:
             values = find.values(self.value)
             name, value = next(iter(values.items()))
-            pairs = find.pairs.against(name) if name in find.pairs.counterfactuals else find.pairs
+            pairs = pairs_for(find.pairs, name)
             found = find_by(
                 self.method, self.model, pairs, value=value, metric=find.metric, n_edges=self.n_edges,
                 seed=self.seed, progress=self.progress,
@@ -281,9 +281,7 @@ class DiscoveryJob:
             seed=self.seed, progress=False,
         )  # fmt: skip
         measured = measured.assign_coords(circuit=list(circuits))
-        held = self.criteria.held({str(name): measured[name].values for name in measured.data_vars})
-        dims = ("ablation", "circuit")
-        return measured.assign({f"holds_{letter}": (dims, holds) for letter, holds in held.items()})
+        return with_verdicts(measured, self.criteria)
 
     def _competent(self, circuits: Mapping[str, Circuit]) -> xr.Dataset | None:
         """The circuit on the test prompts that the model gets right; None where that is all or none."""
@@ -301,7 +299,7 @@ class DiscoveryJob:
             return None
         test = self.sets.test.select(slice(FEW))
         name, value = next(iter(test.values(self.value).items()))
-        pairs = test.pairs.against(name) if name in test.pairs.counterfactuals else test.pairs
+        pairs = pairs_for(test.pairs, name)
         return evaluate(
             circuit, self.model, pairs, value=value, metric=test.metric, seed=self.seed, progress=False
         ).isel(circuit=0)
