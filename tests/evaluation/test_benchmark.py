@@ -18,7 +18,7 @@ from workbench.engine.values import from_store
 from workbench.errors import CircuitError, OutputExists, PromptError, UnknownName
 from workbench.evaluation import benchmark
 from workbench.evaluation.behaviours import areas_table, behaviours_table, smallest_circuits
-from workbench.evaluation.benchmark import bench_circuits, json_line, overview
+from workbench.evaluation.benchmark import bench_circuits, by_construction, json_line, on_trained_models
 from workbench.evaluation.curves import faithfulness_curve
 from workbench.evaluation.ground_truth import edge_auroc, precision_at_true_size
 from workbench.planted_models.pairs import planted_pairs
@@ -68,7 +68,7 @@ def test_a_row_is_what_the_parts_say_one_by_one():
         assert close(getattr(row, name), curve.attrs["area"], tolerance=1e-5, scale=1.0), name
     assert row.forwards > 0
     assert row.seconds > 0
-    assert not row.error
+    assert not row.refusal
 
 
 def test_rows_of_tiny_have_no_known_edges_and_the_table_says_so(rows):
@@ -81,9 +81,16 @@ def test_rows_of_tiny_have_no_known_edges_and_the_table_says_so(rows):
         line = json.loads(json_line(row))
         assert set(FIELDS) <= set(line)
         assert (line["edge_auroc"] is None) == (row.model == "tiny")
-    table = overview(rows).set_index(["value", "method"])
+    table = by_construction(rows).set_index(["value", "method"])
     assert table.loc[("corrupt", "eap"), "mean AUROC"] > table.loc[("corrupt", "random"), "mean AUROC"]
-    assert math.isnan(table.loc[("tiny", "eap"), "mean AUROC"])
+    trained = on_trained_models(rows).set_index(["model", "value", "method"])
+    assert {key[1] for key in trained.index} == {"corrupt", "zero"}
+    better, noise = (trained.loc[("tiny", "corrupt", method)] for method in ("eap", "random"))
+    assert better["CMD"] < noise["CMD"]
+    assert better["error at 10 %"] < noise["error at 10 %"]
+    for direction in ("noising", "denoising"):
+        assert better[f"agreement, {direction}"] > noise[f"agreement, {direction}"] + 0.2
+    assert math.isnan(trained.loc[("tiny", "zero", "eap"), "agreement, denoising"]), "there is no zero run"
 
 
 def test_the_page_and_the_table_hold_every_row(rows, tmp_path):

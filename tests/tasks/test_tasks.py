@@ -208,12 +208,26 @@ def test_a_small_vocabulary_gets_answers_of_several_tokens_and_their_metric(
     several = max(pairs.answers.shape[2], pairs.wrong.shape[2]) > 1
     assert pairs.equal_lengths
     assert pairs.metric == ("sequence_logprob_diff" if several else TASKS[name].metric)
-    assert several or vocabulary == "bpe"
+    assert several or vocabulary == "bpe" or TASKS[name].by_first_token
     effects = wb.effects(
         model, pairs, sites=wb.grid("z", model), value=wb.zero(), metric=pairs.metric, progress=False
     )
     assert effects.shape == (20, 1, 2)
     assert bool(effects.notnull().all())
+
+
+def test_years_of_single_digits_are_asked_for_by_the_digit_that_decides(letters):
+    pairs = load_task("greater_than", letters, n=30)
+    for text, right, wrong in zip(_text(pairs.clean), pairs.answers, pairs.wrong, strict=True):
+        year = int(re.search(r"year \d\d(\d\d) to", text)[1])
+        later, earlier = ({f"{y:02}"[0] for y in years} for years in (range(year + 1, 100), range(year + 1)))
+        digits = [
+            {letters.tokenizer.decode([int(t)]) for t in table[:, 0] if t >= 0} for table in (right, wrong)
+        ]
+        # The first year's own digit mostly begins later years and earlier ones: then it decides nothing.
+        assert digits == [later - earlier, earlier - later]
+        assert all(digits)
+    assert pairs.metric == "prob_diff"
 
 
 def test_nouns_whose_plural_is_longer_are_paired_with_another_noun(letters):

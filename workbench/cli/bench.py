@@ -14,15 +14,18 @@ def circuits(
     ] = False,
     method: Annotated[list[str] | None, typer.Option(help="Only this method; may be repeated.")] = None,
     model: Annotated[
-        list[str] | None, typer.Option(help="Only this model, tiny or planted-NAME; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Only this model: tiny, planted-NAME, or one that `models get` brought; may be repeated."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of models, prompts and methods.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, a row each.")] = False,
     out: Out = None,
     overwrite: Overwrite = False,
 ) -> None:
-    """Every method on every planted model and the tasks of tiny: bench.parquet and bench.html."""
-    from workbench.evaluation.benchmark import bench_circuits, json_line, overview
+    """Every method on every planted model and on trained ones: bench.parquet and bench.html."""
+    from workbench.evaluation.benchmark import bench_circuits, by_construction, json_line, on_trained_models
     from workbench.files import check_output
     from workbench.workflows.bench import BENCH_FILES, write_bench
 
@@ -35,7 +38,9 @@ def circuits(
             if as_json:
                 say(json_line(row), as_json=True)
         if not as_json:
-            say(overview(rows).to_string(index=False, na_rep=""))
+            for table in (by_construction(rows), on_trained_models(rows)):
+                if len(table):
+                    say(table.to_string(index=False, na_rep=""))
         for path in write_bench(rows, folder, command_line(), overwrite=overwrite):
             say(str(path), err=as_json)
 

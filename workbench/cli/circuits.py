@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.cli.options import (
     Bos,
+    Chat,
     CircuitName,
     Device,
     MetricName,
@@ -27,6 +28,8 @@ from workbench.cli.output import say
 
 if TYPE_CHECKING:
     from workbench.circuit.circuit import Circuit
+    from workbench.models.model import Model
+    from workbench.prompts.pairs import PromptPairs
     from workbench.sites import Shape
 
 
@@ -79,6 +82,7 @@ def discover(
     ] = False,
     device: Device = None,
     bos: Bos = None,
+    chat: Chat = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
     ] = False,
@@ -99,40 +103,27 @@ def discover(
     read = PAIR_READERS.get(Path(task).suffix.lower())
     if read is None:
         find_task(task)  # a misspelt task is refused before the model is loaded
-    if dry_run:
+        if chat:
+            raise typer.BadParameter("--chat is for prompts of a file; those of a task are no messages.")
+
+    def model_and_pairs() -> "tuple[Model, str | PromptPairs]":
+        """The model, and the task's name or the pairs of the file."""
         loaded = wb.load_model(model, device=device, bos=bos)
-        cost = wb.discover_cost(
-            loaded,
-            read(loaded, task) if read else task,
-            n=n,
-            variant=variant,
-            metric=metric,
-            value=value,
-            refine="prune" if refine else None,
-            quick=quick,
-        )
-        say(str(cost))
+        return loaded, read(loaded, task, chat=chat) if read else task
+
+    wanted: dict[str, Any] = {
+        "n": n, "variant": variant, "metric": metric, "value": value, "refine": "prune" if refine else None,
+        "quick": quick,
+    }  # fmt: skip
+    if dry_run:
+        say(str(wb.discover_cost(*model_and_pairs(), **wanted)))
         return
     with output_folder(out, Path(task).stem) as folder:
         check_output(folder, FILES, overwrite=overwrite)  # refused before the model is loaded
-        loaded = wb.load_model(model, device=device, bos=bos)
         run = wb.discover(
-            loaded,
-            read(loaded, task) if read else task,
-            out=folder,
-            n=n,
-            seed=seed,
-            variant=variant,
-            metric=metric,
-            value=value,
-            method=method,
-            n_edges=edges,
-            refine="prune" if refine else None,
-            quick=quick,
-            multiverse=multiverse,
-            command=command_line(),
-            overwrite=overwrite,
-        )
+            *model_and_pairs(), out=folder, seed=seed, method=method, n_edges=edges, multiverse=multiverse,
+            command=command_line(), overwrite=overwrite, **wanted,
+        )  # fmt: skip
     lines = [competence_text(run.competence), competence_warning(run.competence)]
     lines += [title_of(run), headline(run), differences_text(run), str(run.report)]
     for line in filter(None, lines):

@@ -32,6 +32,7 @@ Bos = Annotated[
         "--bos/--no-bos", help="Prompts of text begin with BOS, or not; by default as the tokenizer adds it."
     ),
 ]
+Chat = Annotated[bool, typer.Option("--chat", help="Put each text into the tokenizer's chat template.")]
 Task = Annotated[
     str, typer.Argument(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")
 ]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Bos, Budget, Device, ModelName, in_bytes, names, path_of, positions
+from workbench.cli.options import Bos, Budget, Chat, Device, ModelName, in_bytes, names, path_of, positions
 from workbench.cli.output import say
 
 store = typer.Typer(help="Stores of activations on disk.", no_args_is_help=True)
@@ -55,9 +55,7 @@ def build(
     budget: Budget = None,
     device: Device = None,
     bos: Bos = None,
-    chat: Annotated[
-        bool, typer.Option("--chat", help="Put each text into the tokenizer's chat template.")
-    ] = False,
+    chat: Chat = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes (rows, bytes, time), and write nothing.")
     ] = False,

@@ -13,7 +13,7 @@ import xarray as xr
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import BEYOND, frontier, grid_of_sizes, smallest_passing
 from workbench.discovery.ranking import first_edges
-from workbench.discovery.refine import Mask, pruned
+from workbench.discovery.refine import LARGE, Mask, cut_finer, pruned
 from workbench.engine.circuits import Circuits
 from workbench.errors import UnknownName
 
@@ -53,7 +53,8 @@ def by_criteria(
     Args:
         order: flat indices of edges, best first.
         runs: counterfactual → runs on the prompts that the criteria are held to.
-        refine: None, or "prune": leave out edges as long as the criteria hold (`refine.pruned`).
+        refine: None, or "prune": leave out edges as long as the criteria hold (`refine.pruned`; in large graphs
+            `refine.cut_finer`).
         gradients: runs on the prompts whose gradients order edges for refining; None takes `runs`.
         seed: of intervals and of refining.
 
@@ -68,15 +69,21 @@ def by_criteria(
     size = smallest_passing(measured)
     chosen = None if size is None else graph.prune(first_edges(graph, order, size))
     edges = chosen
-    start = refining_start(measured)
-    if refine == "prune" and start is not None:
-        smaller = pruned(
-            graph.prune(first_edges(graph, order, start)), gradients=gradients or runs, runs=runs, criteria=criteria,
-            level=level, seed=seed, progress=progress,
-        )  # fmt: skip
-        most = criteria.at_most * graph.n_edges if chosen is None else int(chosen.sum())
-        if smaller.sum() <= most:
-            edges = smaller
+    if refine == "prune" and graph.n_edges > LARGE:
+        if size is not None:
+            below = max([other for other in sizes if other < size], default=1)
+            edges = cut_finer(order, below, size, runs=runs, criteria=criteria, level=level, seed=seed)
+    elif refine == "prune":
+        start = refining_start(measured)
+        if start is not None:
+            first = graph.prune(first_edges(graph, order, start))
+            smaller = pruned(
+                first, gradients=gradients or runs, runs=runs, criteria=criteria, level=level, seed=seed,
+                progress=progress,
+            )  # fmt: skip
+            most = criteria.at_most * graph.n_edges if chosen is None else int(chosen.sum())
+            if smaller.sum() <= most:
+                edges = smaller
     return CriteriaSearch(measured, size, chosen, edges)
 
 

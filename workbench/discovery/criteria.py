@@ -15,6 +15,8 @@ import numpy as np
 from workbench.arguments import checked
 from workbench.errors import CircuitError
 
+SURE = 0.9
+"""In what share of the resamples a bound has to hold on prompts that choose."""
 LETTERS: Mapping[str, str] = {
     "a": "the 95 % interval of faithfulness lies inside",
     "b": "the error per prompt is at most",
@@ -64,19 +66,23 @@ class Criteria:
             if not 0 <= share <= 1:
                 raise CircuitError(f"Criteria: {name}={share}; a share from 0 to 1 is needed.")
 
-    def held(self, measures: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def held(self, measures: Mapping[str, np.ndarray], *, margin: bool = False) -> dict[str, np.ndarray]:
         """Letter → whether the criterion holds, bool of the shape of the measures; NaN holds nothing.
 
         Args:
             measures: arrays by name, as in `evaluate`: `low` and `high` of the faithfulness, `error`,
                 `kl_recovered`, `answers_kept`, `same_choice`. Where the model gets no prompt right,
                 `answers_kept` is NaN, and (d) cannot hold.
+            margin: (b) and (c) have to hold in nine of ten resamples of the prompts, `error_bound` and
+                `kl_recovered_bound`. That is for prompts that choose among many circuits: the smallest whose
+                number keeps a bound there keeps it by luck, and misses it on the next prompts half of the time.
+                The shares of (d) are counts, which no circuit would keep so surely on 64 prompts.
         """
         low, high = self.faithfulness
         return {
             "a": (measures["low"] >= low) & (measures["high"] <= high),
-            "b": measures["error"] <= self.error,
-            "c": measures["kl_recovered"] >= self.kl_recovered,
+            "b": measures["error_bound" if margin else "error"] <= self.error,
+            "c": measures["kl_recovered_bound" if margin else "kl_recovered"] >= self.kl_recovered,
             "d": (measures["answers_kept"] >= self.answers_kept)
             & (measures["same_choice"] >= self.same_choice),
         }

@@ -6,6 +6,7 @@ with its sign. `score_edges` calls these functions; they know no labels.
 """
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from workbench.engine.circuits import Circuits
 from workbench.text import progress_bar
@@ -25,25 +26,44 @@ def exact_scores(
         present: bool [(pos,) writer, reader], the edges that are there; None: all.
     """
     graph = circuits.graph
-    if present is None:
-        present = graph.exists
-    # In the order of readers: runs of a batch begin at the first block that any of them changes.
-    edges = sorted(np.argwhere(present).tolist(), key=lambda index: index[-1])
+    cells = np.argwhere(graph.exists if present is None else present)
     scores = np.zeros((len(circuits.pairs), *graph.exists.shape))
-    whole = circuits.full
-    if present is not graph.exists:
-        whole = circuits.measure(present[None])[0]
-    size = max(1, MASKS_AT_ONCE // graph.exists.size)
-    with progress_bar(len(edges), "edges", "edge", shown=progress) as bar:
-        for start in range(0, len(edges), size):
-            # An index array per axis, as numpy indexes cells.
-            removed = tuple(np.array(edges[start : start + size]).T)
-            n_removed = len(removed[0])
-            without = np.repeat(present[None], n_removed, axis=0)
-            without[(np.arange(n_removed), *removed)] = False
-            scores[(slice(None), *removed)] = whole[:, None] - circuits.measure(without).T
-            bar.update(n_removed)
+    # An index array per axis, as numpy indexes cells.
+    lost = lost_without(circuits, cells, present=present, progress=progress)
+    scores[(slice(None), *cells.T)] = lost.T
     return scores
+
+
+def lost_without(
+    circuits: Circuits,
+    cells: Int[np.ndarray, "edge axis"],
+    *,
+    present: np.ndarray | None = None,
+    progress: bool = False,
+) -> Float[np.ndarray, "edge example"]:
+    """m(present) - m(present without the edge), for some edges one at a time.
+
+    Args:
+        cells: indices of the edges, (pos,) writer, reader.
+        present: as in `exact_scores`.
+    """
+    whole = circuits.full
+    if present is None:
+        present = circuits.graph.exists
+    else:
+        whole = circuits.measure(present[None])[0]
+    lost = np.zeros((len(cells), len(circuits.pairs)))
+    # In the order of readers: runs of a batch begin at the first block that any of them changes.
+    order = np.argsort(cells[:, -1], kind="stable")
+    size = max(1, MASKS_AT_ONCE // present.size)
+    with progress_bar(len(cells), "edges", "edge", shown=progress) as bar:
+        for start in range(0, len(cells), size):
+            some = order[start : start + size]
+            without = np.repeat(present[None], len(some), axis=0)
+            without[(np.arange(len(some)), *cells[some].T)] = False
+            lost[some] = whole - circuits.measure(without)
+            bar.update(len(some))
+    return lost
 
 
 def conditional_scores(circuits: Circuits, *, progress: bool = False) -> tuple[np.ndarray, int]:

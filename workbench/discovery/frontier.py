@@ -1,7 +1,7 @@
 """The frontier: how well a ranking's circuits do what the model does, by size, and the smallest to believe.
 
 A size passes when the criteria hold at it and at the next two sizes of the grid, against every
-counterfactual: a curve that touches the bounds once by chance does not count. Read `frontier`, then
+counterfactual, in most resamples of the prompts: a curve that touches the bounds once by chance does not count. Read `frontier`, then
 `smallest_passing`. `search.find_circuit(criteria=...)` is the call; how edges were ranked does not matter
 here.
 """
@@ -10,11 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Bool
 
-from workbench.discovery.criteria import Criteria
+from workbench.discovery.criteria import SURE, Criteria
 from workbench.discovery.ranking import first_edges
 from workbench.engine.circuits import Circuits
 from workbench.engine.resemblance import MEASURES, resemblance
+from workbench.statistics import central
 from workbench.text import progress_bar
 
 STEP = 1.5
@@ -58,13 +60,15 @@ def frontier(
 
     Returns:
         Dataset over (ablation, size): each of `MEASURES` with `_low` and `_high` (of the faithfulness `low`
-        and `high`), `m_circuit` (mean), `holds_a` to `holds_d`, `holds` (all of them), `passes`; over (size,) `n_edges`, `n_pruned`
-        and `passes_all`; over (ablation,) `m_full`, `m_empty` (means). attrs: the bounds of the criteria, and
+        and `high`), `m_circuit` (mean), `holds_a` to `holds_d` (with the margin of `Criteria.held`, because these
+        prompts choose), `holds` (all of them), `passes`; over (size,) `n_edges`, `n_pruned` and `passes_all`; over (ablation,) `m_full`, `m_empty` (means). attrs: the bounds of the criteria, and
         `largest`, the size up to which a circuit counts.
     """
     graph = next(iter(runs.values())).graph
     masks = [graph.prune(first_edges(graph, order, size)) for size in sizes]
-    measured = measure_against(np.stack(masks), runs, criteria, level=level, seed=seed, progress=progress)
+    measured = measure_against(
+        np.stack(masks), runs, criteria, margin=True, level=level, seed=seed, progress=progress
+    )
     measured = measured.rename(circuit="size").assign_coords(size=list(sizes))
     holds = xr.concat([measured[f"holds_{letter}"] for letter in "abcd"], "criterion").all("criterion")
     passes = holds.copy()
@@ -92,6 +96,7 @@ def measure_against(
     runs: Mapping[str, Circuits],
     criteria: Criteria,
     *,
+    margin: bool = False,
     level: float = 0.95,
     seed: int = 0,
     progress: bool = False,
@@ -100,6 +105,7 @@ def measure_against(
 
     Args:
         masks: bool [circuit, (pos,) writer, reader], pruned of dead ends.
+        margin: as in `Criteria.held`.
 
     Returns:
         Dataset over (ablation, circuit), as `frontier` over (ablation, size).
@@ -110,12 +116,40 @@ def measure_against(
             by_name.append(_measured(masks, one, level, seed))
             bar.update()
     joined = xr.concat(by_name, "ablation").assign_coords(ablation=list(runs))
-    return with_verdicts(joined, criteria)
+    return with_verdicts(joined, criteria, margin=margin)
 
 
-def with_verdicts(measured: xr.Dataset, criteria: Criteria) -> xr.Dataset:
+def keeping(
+    masks: np.ndarray,
+    runs: Mapping[str, Circuits],
+    criteria: Criteria,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Bool[np.ndarray, "circuit"]:
+    """Whether circuits keep all criteria against every counterfactual, with the margin of `Criteria.held`.
+
+    Args:
+        masks: as in `measure_against`.
+    """
+    # The counterfactual that changes the metric least comes first: an error is a larger share of its gap, so it
+    # refutes most circuits, and those are not run against the others.
+    hardest_first = sorted(runs, key=lambda name: float(np.abs(runs[name].full - runs[name].empty).mean()))
+    holding = np.ones(len(masks), dtype=bool)
+    for name in hardest_first:
+        left = np.flatnonzero(holding)
+        if not len(left):
+            break
+        one = {name: runs[name]}
+        measured = measure_against(masks[left], one, criteria, margin=True, level=level, seed=seed)
+        holding[left] = np.stack([measured[f"holds_{letter}"].values[0] for letter in "abcd"]).all(0)
+    return holding
+
+
+def with_verdicts(measured: xr.Dataset, criteria: Criteria, *, margin: bool = False) -> xr.Dataset:
     """Measures over (ablation, circuit) with `holds_a` to `holds_d`: whether each criterion holds."""
-    held = criteria.held({str(name): measured[name].values for name in measured.data_vars})
+    measures = {str(name): measured[name].values for name in measured.data_vars}
+    held = criteria.held(measures, margin=margin)
     dims = ("ablation", "circuit")
     return measured.assign({f"holds_{letter}": (dims, holds) for letter, holds in held.items()})
 
@@ -123,7 +157,8 @@ def with_verdicts(measured: xr.Dataset, criteria: Criteria) -> xr.Dataset:
 def _measured(masks: np.ndarray, runs: Circuits, level: float, seed: int) -> xr.Dataset:
     """The measures against one counterfactual, with their intervals, over (circuit,)."""
     beside = resemblance(runs, masks)
-    measures, intervals = beside.measures(), beside.interval(level=level, seed=seed)
+    measures, resampled = beside.measures(), beside.resampled(seed=seed)
+    intervals = {name: central(sample, level) for name, sample in resampled.items()}
     columns = {}
     for name in MEASURES:
         # Faithfulness is the main number, so its interval has the plain names, as in `evaluate`.
@@ -131,6 +166,9 @@ def _measured(masks: np.ndarray, runs: Circuits, level: float, seed: int) -> xr.
         columns[name] = ("circuit", measures[name][0])
         columns[f"{prefix}low"] = ("circuit", intervals[name][0])
         columns[f"{prefix}high"] = ("circuit", intervals[name][1])
+    # Both tails of an interval of this level hold 1 - SURE.
+    columns["error_bound"] = ("circuit", central(resampled["error"], 2 * SURE - 1)[1])
+    columns["kl_recovered_bound"] = ("circuit", central(resampled["kl_recovered"], 2 * SURE - 1)[0])
     columns["m_circuit"] = ("circuit", beside.metric.mean(1))
     columns |= {"m_full": ((), beside.full.mean()), "m_empty": ((), beside.empty.mean())}
     return xr.Dataset(columns)

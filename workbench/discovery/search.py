@@ -77,7 +77,8 @@ def find_circuit(
             `pairs`. Sizes are searched on a grid that is refined; faithfulness need not grow with size, so a
             smaller one may exist.
         criteria: the smallest number of edges of a grid that keeps these `Criteria` on `pairs`, at it and at
-            the next two sizes, against every counterfactual.
+            the next two sizes, against every counterfactual; (b) and (c) in nine of ten resamples of the
+            prompts, because these prompts choose.
         refine: "prune", with `criteria`: then leave out edges as long as the criteria hold.
         by: "magnitude" ranks by the size of a score: edges that oppose the behaviour are part of what the
             model does. "signed" asks another question, what supports the behaviour: without the edges that

@@ -110,15 +110,19 @@ class Resemblance:
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Each of `MEASURES` → both ends [circuit] of its percentile bootstrap interval over prompts."""
         check_level(level)
+        resampled = self.resampled(draws=draws, seed=seed)
+        return {name: central(sample, level) for name, sample in resampled.items()}
+
+    def resampled(self, *, draws: int = DRAWS, seed: int = 0) -> dict[str, Float[np.ndarray, "draw circuit"]]:
+        """Each of `MEASURES` on prompts that are drawn again; NaN for a single prompt."""
         n = len(self.full)
-        unknown = np.full(len(self.metric), np.nan)
         if n < 2:
-            return {name: (unknown, unknown.copy()) for name in MEASURES}
+            return {name: np.full((1, len(self.metric)), np.nan) for name in MEASURES}
         # How often each example is drawn: all measures of a draw are of the same prompts.
         drawn = np.random.default_rng(check_seed(seed)).integers(0, n, (draws, n))
         weights = np.zeros((draws, n))
         np.add.at(weights, (np.arange(draws)[:, None], drawn), 1)
-        return {name: central(sample, level) for name, sample in self.measures(weights).items()}
+        return self.measures(weights)
 
 
 def resemblance(

@@ -21,7 +21,7 @@ from scipy.stats import binomtest, rankdata
 
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
-from workbench.discovery.exact import MASKS_AT_ONCE
+from workbench.discovery.exact import lost_without
 from workbench.discovery.score_arrays import finite_matrix_of, graph_of, joint_scores
 from workbench.engine.circuits import Circuits
 from workbench.errors import CircuitError, MetricError
@@ -151,7 +151,7 @@ def agreement(
         for runs, sign in ((noising, 1.0), (denoising, -1.0)):
             effects.append([])
             for name in names:
-                measured = sign * _lost(runs[name], sample.cells)
+                measured = sign * lost_without(runs[name], sample.cells)
                 effects[-1].append(_Effects.of(measured, runs[name], over_prompts, level, seed))
                 bar.update()
 
@@ -267,21 +267,6 @@ def _sample(circuit: Circuit, n_inside: int, n_outside: int, seed: int) -> _Samp
         np.argwhere(chosen), list(map(str, graph.edges(chosen))), own[chosen], (inside, outside),
         (all_inside, all_outside),
     )  # fmt: skip
-
-
-def _lost(runs: Circuits, cells: np.ndarray) -> Float[np.ndarray, "edge example"]:
-    """m(run) - m(run with one edge patched), for each of some edges."""
-    present = runs.graph.exists
-    lost = np.zeros((len(cells), len(runs.pairs)))
-    # In the order of readers: runs of a batch begin at the first block that any of them changes.
-    order = np.argsort(cells[:, -1], kind="stable")
-    size = max(1, MASKS_AT_ONCE // present.size)
-    for start in range(0, len(cells), size):
-        some = order[start : start + size]
-        without = np.repeat(present[None], len(some), axis=0)
-        without[(np.arange(len(some)), *cells[some].T)] = False
-        lost[some] = runs.full - runs.measure(without)
-    return lost
 
 
 def _rank_agreement(

@@ -11,13 +11,13 @@ from itertools import combinations
 
 import numpy as np
 import xarray as xr
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from scipy.stats import binomtest
 
 from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.discovery.criteria import Criteria
-from workbench.discovery.frontier import BEYOND, grid_of_sizes, measure_against
+from workbench.discovery.frontier import BEYOND, grid_of_sizes, keeping, measure_against
 from workbench.discovery.score_arrays import finite_matrix_of, graph_of, joint_scores
 from workbench.discovery.search import best_first, first_edges
 from workbench.engine.circuits import Circuits
@@ -152,20 +152,6 @@ class _Judge:
     ) -> None:
         self.graph, self.runs, self.criteria, self.level, self.seed = graph, runs, criteria, level, seed
 
-    def holds(self, masks: np.ndarray) -> Bool[np.ndarray, "circuit"]:
-        """Whether circuits keep all criteria; each is run until a counterfactual refutes it."""
-        holding = np.ones(len(masks), dtype=bool)
-        for name, one in self.runs.items():
-            left = np.flatnonzero(holding)
-            if not len(left):
-                break
-            measured = measure_against(
-                masks[left], {name: one}, self.criteria, level=self.level, seed=self.seed
-            )
-            letters = [measured[f"holds_{letter}"].values[0] for letter in "abcd"]
-            holding[left] = np.stack(letters).all(0)
-        return holding
-
     def smallest(
         self, orders: Sequence[np.ndarray], grid: Sequence[int], window: range, *, progress: bool = False
     ) -> list[int | None]:
@@ -179,7 +165,9 @@ class _Judge:
                 masks = []
                 for i, indices in asked.items():
                     masks += [first_edges(self.graph, orders[i], grid[index]) for index in indices]
-                answers = iter(self.holds(self.graph.prune(np.stack(masks))).tolist())
+                pruned = self.graph.prune(np.stack(masks))
+                kept = keeping(pruned, self.runs, self.criteria, level=self.level, seed=self.seed)
+                answers = iter(kept.tolist())
                 answered = {i: [next(answers) for _ in indices] for i, indices in asked.items()}
                 asked = {}
                 for i, holding in answered.items():

@@ -15,7 +15,29 @@ from workbench.files import read_bytes
 from workbench.studies.prediction import Estimate, Real
 
 FILE = "study.json"
-FORMAT = 1
+FORMAT = 2
+
+
+@dataclass(frozen=True)
+class Counterfactual:
+    """A circuit against one counterfactual, on held-out prompts.
+
+    Attributes:
+        circuit: which circuit: the study's own, or the smallest that keeps the criteria against all of them.
+        edges: how many it has.
+        counterfactual: what its other edges carry.
+        faithfulness, error, r, kl_recovered: as in `Resemblance`.
+        fails: the letters of the `Criteria` that it does not keep.
+    """
+
+    circuit: str
+    edges: int
+    counterfactual: str
+    faithfulness: Estimate
+    error: Estimate
+    r: Estimate
+    kl_recovered: Estimate
+    fails: str
 
 
 @dataclass(frozen=True)
@@ -99,6 +121,7 @@ class Evidence:
         edges: of the circuit, strongest first.
         clean, corrupt: the first held-out pair as text.
         behaviour: metrics, faithfulness under three values, stability.
+        counterfactuals: the circuit against each counterfactual of the task, and what holds against all.
         controls: what other circuits keep, and what this one keeps of other tasks.
         minimal: the share of components that are needed; None where the graph is too large to test.
         unneeded: the components that are not.
@@ -123,6 +146,7 @@ class Evidence:
     clean: str
     corrupt: str
     behaviour: tuple[Estimate, ...]
+    counterfactuals: tuple[Counterfactual, ...]
     controls: tuple[Estimate, ...]
     minimal: float | None
     unneeded: str

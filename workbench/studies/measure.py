@@ -19,6 +19,7 @@ from workbench.evaluation.evaluate import evaluate
 from workbench.models.load import model_name
 from workbench.statistics import central
 from workbench.studies.circuit_experiment import CircuitExperiment
+from workbench.studies.counterfactuals import against_counterfactuals
 from workbench.studies.evidence import Agreement, Component, Evidence, PublishedRole, RoleRule, TestResult
 from workbench.studies.prediction import Estimate
 from workbench.studies.study import Study
@@ -59,6 +60,7 @@ def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Ev
         clean=" ".join(map(visible, pairs.clean.strings[0])),
         corrupt=" ".join(map(visible, pairs.corrupt.strings[0])),
         behaviour=tuple(_behaviour(experiment, checked)),
+        counterfactuals=against_counterfactuals(study.task, experiment, method=study.method),
         controls=tuple(_controls(study, experiment, checked)),
         minimal=float(checked["minimal"]) if small else None,
         unneeded=str(checked["unneeded"].values) if small else "",

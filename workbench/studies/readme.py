@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from workbench.studies.evidence import Agreement, Component, Evidence
+from workbench.discovery.criteria import Criteria
+from workbench.studies.counterfactuals import ALL, THIS
+from workbench.studies.evidence import Agreement, Component, Counterfactual, Evidence
 from workbench.text import visible
 
 SHARED = 0.2
@@ -30,6 +32,7 @@ def page(evidence: Evidence) -> str:
         _method(evidence),
         "## Evidence\n\n"
         + table(("", "value", ""), [(row.name, row, row.note) for row in evidence.behaviour]),
+        _counterfactuals(evidence),
         "## Controls\n\n"
         + table(("", "faithfulness", ""), [(row.name, row, row.note) for row in evidence.controls]),
         _components(evidence),
@@ -64,7 +67,47 @@ def _claim(evidence: Evidence) -> str:
         f"{evidence.estimate('faithfulness')} of the difference in {evidence.metric} between the clean and "
         f"the corrupt run, on {evidence.n_heldout} held-out prompts. Random circuits of the same size keep "
         f"{evidence.estimate('random circuits')}; the same edges through other heads of each layer keep "
-        f"{evidence.estimate('other heads')}.{doubt}\n"
+        f"{evidence.estimate('other heads')}. {_scope(evidence)}{doubt}\n"
+    )
+
+
+def _scope(evidence: Evidence) -> str:
+    """Which counterfactuals the circuit holds against, in a sentence or two."""
+    own = [row for row in evidence.counterfactuals if row.circuit == THIS]
+    others = [row for row in evidence.counterfactuals if row.circuit == ALL]
+    found_against, *further = own
+    text = f"It is the circuit of the difference *{found_against.counterfactual}*"
+    if further:
+        kept = ", ".join(f"{row.faithfulness.mean:z.2f} against *{row.counterfactual}*" for row in further)
+        text += f" and keeps {kept}"
+    failing = [f"*{row.counterfactual}* ({row.fails})" for row in own if row.fails]
+    if failing:
+        text += f"; it is not the model: it fails criteria against {', '.join(failing)}"
+    if not others:
+        return f"{text}. No circuit of up to 15 % of the edges keeps the criteria against all of them."
+    return (
+        f"{text}. {others[0].edges} edges keep them against {_all_names(others)} on the prompts that chose."
+    )
+
+
+def _all_names(rows: Sequence[Counterfactual]) -> str:
+    return " and ".join(f"*{row.counterfactual}*" for row in rows)
+
+
+def _counterfactuals(evidence: Evidence) -> str:
+    """The circuit, and that of all counterfactuals, against each of them."""
+    header = ("", "edges", "against", "faithfulness", "error", "r", "KL recovered", "fails")
+    rows = []
+    for row in evidence.counterfactuals:
+        measures = (row.faithfulness, row.error, row.r, row.kl_recovered)
+        rows.append((row.circuit, row.edges, row.counterfactual, *measures, row.fails or "-"))
+    criteria = Criteria()
+    bounds = "; ".join(criteria.text(letter) for letter in "abcd")
+    return (
+        "## Against which counterfactuals\n\nPrompt by prompt on the held-out prompts: error is the mean |m(circuit) "
+        "- m(model)| as a share of the mean gap, r the correlation over prompts. A circuit that may be believed keeps "
+        f'four criteria: {bounds}. "{ALL}" is the smallest circuit that keeps them against every counterfactual, '
+        "chosen on other prompts, with nothing refined.\n\n" + table(header, rows)
     )
 
 

@@ -41,6 +41,8 @@ class Task:
         metric: the one that suits it where answers are one token.
         needs: the words that must suit another vocabulary (keys of `vocabularies.CHOICES`); empty where only
             that of `tiny` will do.
+        by_first_token: whether, where answers are several tokens, only their first is asked for: the tokens that
+            begin right answers and no wrong one, against those that begin wrong answers and no right one.
         measured: the variants that `measure` scores a model on.
         bar: the score that `tiny` must reach.
     """
@@ -49,6 +51,7 @@ class Task:
     module: ModuleType
     metric: str = "logit_diff"
     needs: tuple[str, ...] = ()
+    by_first_token: bool = False
     measured: tuple[str, ...] = ()
     bar: float = 0.95
 
@@ -78,7 +81,10 @@ TASKS: dict[str, Task] = {
     for task in (
         Task("ioi", ioi, needs=("names",), measured=("swap", "three")),
         Task("induction", induction, needs=("items",)),
-        Task("greater_than", greater_than, metric="prob_diff", needs=("years",), bar=0.9),
+        # A vocabulary that writes years digit by digit has 99 answers of two tokens: eleven runs of each prompt.
+        Task(
+            "greater_than", greater_than, metric="prob_diff", needs=("years",), by_first_token=True, bar=0.9
+        ),
         Task("agreement", agreement, needs=("nouns", "verbs")),
         Task("pronoun", pronoun, needs=("people", "pronouns")),
         Task("capitals", capitals, needs=("capitals",)),
@@ -147,8 +153,8 @@ def load_task(
     lexicon, dropped = wording.lexicon(name, task.needs)
     pairs = _distinct_pairs(task, wording, lexicon, n, seed, split, variant)
     clean, corrupt = map(wording.prompts, zip(*pairs, strict=True))
-    answers = padded_answers([wording.words(sentence, sentence.answers) for sentence, _ in pairs])
-    wrong = padded_answers([wording.words(sentence, sentence.wrong) for sentence, _ in pairs])
+    right, others = zip(*(_answers(task, wording, sentence) for sentence, _ in pairs), strict=True)
+    answers, wrong = padded_answers(right), padded_answers(others)
     several = answers.shape[2] > 1 or wrong.shape[2] > 1
     provenance = {
         "task": name, "variant": variant, "n": n, "seed": seed, "split": split, "model": model_name(model),
@@ -183,6 +189,28 @@ def _fits(wording: WordVocabulary | SubwordVocabulary, sentence: Sentence) -> bo
     return n_tokens <= wording.encode.context
 
 
+def _answers(
+    task: Task, wording: WordVocabulary | SubwordVocabulary, sentence: Sentence
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The tokens of right answers and of wrong ones; of a task by first token, of those that decide.
+
+    >>> from types import SimpleNamespace
+    >>> digits = SimpleNamespace(words=lambda _, words: [[int(digit) for digit in word] for word in words])
+    >>> sentence = SimpleNamespace(answers=("25", "26", "30"), wrong=("23", "11"))
+    >>> _answers(TASKS["greater_than"], digits, sentence)
+    ([[3]], [[1]])
+    """
+    right, wrong = (wording.words(sentence, words) for words in (sentence.answers, sentence.wrong))
+    if not task.by_first_token or max(map(len, [*right, *wrong])) == 1:
+        return right, wrong
+    first_of_right, first_of_wrong = ({tokens[0]: None for tokens in listed} for listed in (right, wrong))
+    # Tokens that begin both kinds decide nothing. Dicts keep the order of the answers.
+    return (
+        [[token] for token in first_of_right if token not in first_of_wrong],
+        [[token] for token in first_of_wrong if token not in first_of_right],
+    )
+
+
 def _distinct_pairs(
     task: Task,
     wording: WordVocabulary | SubwordVocabulary,
@@ -203,7 +231,9 @@ def _distinct_pairs(
         # A corrupt prompt is a prompt too: it must not have been in training text either.
         in_split = all(is_reserved(task.name, side.key) == (split == "heldout") for side in (clean, corrupt))
         alike = wording.length(clean) == wording.length(corrupt)
-        if in_split and clean.words not in pairs and alike and _fits(wording, clean):
+        usable = in_split and clean.words not in pairs and alike and _fits(wording, clean)
+        # By first token some sentences have nothing that decides: no first digit is greater than that of 98.
+        if usable and (not task.by_first_token or all(_answers(task, wording, clean))):
             pairs[clean.words] = (clean, corrupt)
             misses = 0
         if len(pairs) == n:

@@ -15,7 +15,7 @@ import numpy as np
 
 from workbench.discovery.frontier import grid_of_sizes
 from workbench.discovery.refine import FEW as FEW_EDGES
-from workbench.discovery.refine import PROMPTS, SHARES, edge_gradients, prepared_batches
+from workbench.discovery.refine import FINER, LARGE, PROMPTS, SHARES, edge_gradients
 from workbench.discovery.scores import score_edges
 from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.values import zero
@@ -59,9 +59,10 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
     pairs = pairs_for(few.pairs, first)
     scored: dict[str, Any] = {"value": value, "metric": few.metric, "progress": False}
     score = _seconds(lambda: score_edges(job.model, pairs, method="eap-ig-inputs", **scored)) / TRIED
-    of_one = {first: one}
-    prepared = {name: prepared_batches(some) for name, some in of_one.items()}
-    gradient = _seconds(lambda: edge_gradients(graph.exists, of_one, prepared)) / TRIED
+    gradient = 0.0
+    # Larger graphs are refined along the ranking, without gradients.
+    if graph.n_edges <= LARGE:
+        gradient = _seconds(lambda: edge_gradients(graph.exists, {first: one})) / TRIED
     layer = graph.shape.n_layers // 2
     head = _seconds(
         lambda: effects(
@@ -70,8 +71,11 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
         )
     ) / (graph.shape.n_heads * TRIED)  # fmt: skip
     against, n_select, n_few = len(runs), len(sets.select), len(job.few)
-    rounds = USUAL_ROUNDS if job.refine and not job.n_edges else 0
-    candidates = len(SHARES) + (len(FEW_EDGES) if job.is_small else 0)
+    rounds, candidates = 0, 0
+    if job.refine and not job.n_edges:
+        rounds, candidates = (1, FINER) if graph.n_edges > LARGE else (USUAL_ROUNDS, len(SHARES))
+        if job.is_small:
+            candidates += len(FEW_EDGES)
     sizes = len(grid_of_sizes(graph.n_edges, job.criteria.at_most))
     per_set = against * circuit
     steps = {

@@ -13,6 +13,7 @@ import xarray as xr
 
 from workbench import results
 from workbench.circuit.circuit import Circuit
+from workbench.discovery.criteria import SURE
 from workbench.discovery.frontier import smallest_by_counterfactual, smallest_passing
 from workbench.discovery.scores import score_edges
 from workbench.engine.capture import capture
@@ -236,8 +237,8 @@ def _frontier_table(frontier: xr.Dataset) -> pd.DataFrame:
         for name in map(str, frontier["ablation"].values):
             cell = frontier.sel(size=size, ablation=name)
             row[f"{name}: faithfulness"] = _with_interval(cell, "faithfulness")
-            row[f"{name}: error"] = number(cell["error"])
-            row[f"{name}: KL"] = number(cell["kl_recovered"])
+            row[f"{name}: error"] = _with_interval(cell, "error")
+            row[f"{name}: KL"] = _with_interval(cell, "kl_recovered")
             failing = [letter for letter in "abcd" if not bool(cell[f"holds_{letter}"])]
             row[f"{name}: fails"] = "".join(failing) or "–"
         row["passes"] = "yes" if bool(frontier["passes_all"].sel(size=size)) else ""
@@ -258,7 +259,8 @@ def _frontier_caption(run: DiscoveryRun) -> str:
     return (
         f"On the {run.frontier.attrs.get('n', '')} prompts that chose the size, edges ranked by "
         f"{run.circuit.attrs.get('method', 'their scores')} over all counterfactuals. A size passes when the "
-        f"criteria hold at it and at the next two sizes, against every counterfactual. {found}"
+        "criteria hold at it and at the next two sizes, against every counterfactual; because these prompts "
+        f"choose, (b) and (c) have to hold in {SURE:.0%} of the resamples of them. {found}"
     )
 
 

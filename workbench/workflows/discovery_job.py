@@ -20,10 +20,11 @@ from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import best_trade_off, smallest_by_counterfactual, with_verdicts
 from workbench.discovery.methods import MEANS_OVER_EXAMPLES, SEARCHES, find_by
 from workbench.discovery.ranking import best_first
-from workbench.discovery.refine import PROMPTS
+from workbench.discovery.refine import LARGE, PROMPTS
 from workbench.discovery.score_arrays import joint_scores, matrix_of
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
+from workbench.engine.circuits import Circuits
 from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.values import Value, from_store, zero
 from workbench.errors import MetricError, UnsuitableTask
@@ -113,10 +114,8 @@ class DiscoveryJob:
         competence = self._competence()
         step("scores")
         scores, own_circuit = self._scores()
-        step("size")
-        search, circuit, recommended = self._circuit(scores, own_circuit)
-        step("differences")
-        circuits = {"circuit": circuit, **self._others(scores, search)}
+        search, circuits, recommended = self._circuits(scores, own_circuit, step)
+        circuit = circuits["circuit"]
         trust = self._trust(scores, circuit, search, step)
         if trust.core is not None:
             circuits["core"] = trust.core
@@ -179,7 +178,8 @@ class DiscoveryJob:
         Raises `MetricError` where the metric does not move: there is nothing to explain then.
         """
         find = self.sets.find
-        runs = next(iter(find.circuit_runs(self.value).values()))
+        # Whether the metric moves at all is seen on a few prompts.
+        runs = next(iter(find.select(slice(FEW)).circuit_runs(self.value).values()))
         if not np.isfinite(gap_of_means(runs.full, runs.empty)):
             raise MetricError(
                 f"On the prompts to find with {find.metric.name} is the same in the clean run and with every "
@@ -207,15 +207,26 @@ class DiscoveryJob:
         )  # fmt: skip
         return scores, None
 
-    def _circuit(
-        self, scores: xr.DataArray, own_circuit: Circuit | None
-    ) -> tuple[CriteriaSearch | None, Circuit, bool]:
-        """The frontier, the circuit, and whether the criteria hold on the prompts that chose it."""
+    def _circuits(
+        self, scores: xr.DataArray, own_circuit: Circuit | None, step: Step
+    ) -> tuple[CriteriaSearch | None, dict[str, Circuit], bool]:
+        """The frontier, the circuits, and whether the criteria hold on the prompts that chose the first."""
+        step("size")
         if own_circuit is not None:
-            return None, own_circuit, False
-        select = self.sets.select
-        runs = select.circuit_runs(self.value)
-        gradients = self.sets.find.select(slice(PROMPTS)).circuit_runs(self.value)
+            step("differences")
+            return None, {"circuit": own_circuit}, False
+        runs = self.sets.select.circuit_runs(self.value)
+        search, circuit, recommended = self._circuit(scores, runs)
+        step("differences")
+        return search, {"circuit": circuit, **self._others(scores, search, runs)}, recommended
+
+    def _circuit(
+        self, scores: xr.DataArray, runs: Mapping[str, Circuits]
+    ) -> tuple[CriteriaSearch, Circuit, bool]:
+        """The frontier on the prompts of the runs, the circuit, and whether the criteria hold there."""
+        gradients = None
+        if self.graph.n_edges <= LARGE:
+            gradients = self.sets.find.select(slice(PROMPTS)).circuit_runs(self.value)
         search = by_criteria(
             self._order(scores), runs, self.criteria, refine=None if self.n_edges else self.refine,
             gradients=gradients, seed=self.seed, progress=self.progress,
@@ -238,14 +249,13 @@ class DiscoveryJob:
             self.graph, edges, scores=found.scores, attrs=found.attrs, prompt_ids=found.prompt_ids
         )
 
-    def _others(self, scores: xr.DataArray, search: CriteriaSearch | None) -> dict[str, Circuit]:
+    def _others(
+        self, scores: xr.DataArray, search: CriteriaSearch, runs: Mapping[str, Circuits]
+    ) -> dict[str, Circuit]:
         """The circuit before refining, and that of each single difference."""
         circuits: dict[str, Circuit] = {}
-        if search is None:
-            return circuits
         if search.size is not None:
             circuits["before refining"] = find_circuit(scores, n_edges=search.size)
-        runs = self.sets.select.circuit_runs(self.value)
         if len(runs) < 2:
             return circuits
         for name, size in smallest_by_counterfactual(search.frontier).items():
