@@ -6,6 +6,7 @@ what the text says.
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import Any
 from xml.sax.saxutils import escape
 
@@ -41,6 +42,16 @@ def spelled(text: str) -> str:
 def xml(text: object) -> str:
     """`visible` text, escaped for XML and HTML, in and outside of quoted attributes."""
     return escape(spelled(str(text)), {'"': "&quot;", "'": "&#39;"})
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names in a sentence.
+
+    >>> listed(["swap", "abc", "zero"])
+    'swap, abc and zero'
+    """
+    *first, last = list(names)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def with_article(noun: str) -> str:

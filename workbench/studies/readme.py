@@ -5,8 +5,8 @@ from typing import Any
 
 from workbench.discovery.criteria import Criteria
 from workbench.studies.counterfactuals import ALL, THIS
-from workbench.studies.evidence import Agreement, Component, Counterfactual, Evidence
-from workbench.text import visible
+from workbench.studies.evidence import Agreement, Component, Evidence
+from workbench.text import listed, visible
 
 SHARED = 0.2
 """A circuit whose interval on another task lies above this is not particular to its own task."""
@@ -63,35 +63,33 @@ def _claim(evidence: Evidence) -> str:
     if not _behaves(evidence):
         doubt = f" **`{name}` is not shown to do this**: see what is not explained."
     return (
-        f"**Claim.** {len(evidence.edges)} of the {evidence.graph_edges} edges of `{name}` keep "
-        f"{evidence.estimate('faithfulness')} of the difference in {evidence.metric} between the clean and "
-        f"the corrupt run, on {evidence.n_heldout} held-out prompts. Random circuits of the same size keep "
-        f"{evidence.estimate('random circuits')}; the same edges through other heads of each layer keep "
-        f"{evidence.estimate('other heads')}. {_scope(evidence)}{doubt}\n"
+        f"**Claim.** {len(evidence.edges)} of the {evidence.graph_edges} edges of `{name}` are the circuit of the "
+        f"difference *{evidence.counterfactuals[0].counterfactual}*: they keep {evidence.estimate('faithfulness')} of "
+        f"what {evidence.metric} loses between the clean and the corrupt run, on {evidence.n_heldout} held-out "
+        f"prompts. Random circuits of the same size keep {evidence.estimate('random circuits')}; the same edges "
+        f"through other heads of each layer keep {evidence.estimate('other heads')}.{doubt}\n\n"
+        f"**Scope.** {_scope(evidence)}\n"
     )
 
 
 def _scope(evidence: Evidence) -> str:
-    """Which counterfactuals the circuit holds against, in a sentence or two."""
+    """Which counterfactuals the circuit holds against, and how many edges all of them need."""
     own = [row for row in evidence.counterfactuals if row.circuit == THIS]
-    others = [row for row in evidence.counterfactuals if row.circuit == ALL]
-    found_against, *further = own
-    text = f"It is the circuit of the difference *{found_against.counterfactual}*"
-    if further:
-        kept = ", ".join(f"{row.faithfulness.mean:z.2f} against *{row.counterfactual}*" for row in further)
-        text += f" and keeps {kept}"
-    failing = [f"*{row.counterfactual}* ({row.fails})" for row in own if row.fails]
+    failing = [row for row in own if row.fails]
+    held = listed(f"*{row.counterfactual}*" for row in own if not row.fails)
+    text = f"It keeps the criteria of a circuit that may be believed against {held or 'none'}."
     if failing:
-        text += f"; it is not the model: it fails criteria against {', '.join(failing)}"
+        kept = listed(
+            f"*{row.counterfactual}* ({row.fails}; it keeps {row.faithfulness.mean:z.2f})" for row in failing
+        )
+        text += f" It fails them against {kept}: the account is of that difference, not of the whole task."
+    others = [row for row in evidence.counterfactuals if row.circuit == ALL]
     if not others:
-        return f"{text}. No circuit of up to 15 % of the edges keeps the criteria against all of them."
-    return (
-        f"{text}. {others[0].edges} edges keep them against {_all_names(others)} on the prompts that chose."
-    )
-
-
-def _all_names(rows: Sequence[Counterfactual]) -> str:
-    return " and ".join(f"*{row.counterfactual}*" for row in rows)
+        most = f"{Criteria().at_most:.0%}"
+        return f"{text} No circuit of up to {most} of the edges keeps them against all."
+    if any(row.fails for row in others):
+        return f"{text} The {others[0].edges} edges that keep them on other prompts fail some on these."
+    return f"{text} {others[0].edges} edges keep them against {listed(f'*{row.counterfactual}*' for row in others)}."
 
 
 def _counterfactuals(evidence: Evidence) -> str:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from workbench.studies import readme
+from workbench.studies.counterfactuals import ALL, THIS
 from workbench.studies.evidence import FILE, Evidence
 
 _COLUMNS = ("faithfulness", "complement", "random circuits", "other heads", "stability")
@@ -15,7 +16,15 @@ def studies(circuits: Path) -> list[Path]:
 
 def table(circuits: Path) -> str:
     """The studies in a folder of circuits side by side, a row for each."""
-    header = ("study", "edges", *_COLUMNS, "highest on another task", "predictions held")
+    header = (
+        "study",
+        "edges",
+        "holds against",
+        "of all counterfactuals",
+        *_COLUMNS,
+        "highest on another task",
+        "predictions held",
+    )
     return readme.table(
         header, [_row(folder.name, Evidence.load(folder / FILE)) for folder in studies(circuits)]
     )
@@ -27,6 +36,14 @@ def _row(name: str, evidence: Evidence) -> tuple[str, ...]:
     return (
         f"[{name}]({name}/README.md)",
         f"{len(evidence.edges)} of {evidence.graph_edges}",
+        ", ".join(
+            row.counterfactual for row in evidence.counterfactuals if row.circuit == THIS and not row.fails
+        )
+        or "none",
+        next(
+            (f"{row.edges} edges" for row in evidence.counterfactuals if row.circuit == ALL),
+            "none under 15 %",
+        ),
         *(str(evidence.estimate(column)) for column in _COLUMNS),
         f"{most} {most.name}",
         f"{evidence.n_held} of {len(evidence.tests)}",

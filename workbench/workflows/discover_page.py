@@ -25,6 +25,7 @@ from workbench.render.attention_panels import attention_panel
 from workbench.render.circuit.svg import CircuitView
 from workbench.render.report import Folded, Warned
 from workbench.statistics import interval_text, summary
+from workbench.text import listed
 from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.prompt_sets import PromptSets
 from workbench.workflows.trust_page import trust_sections
@@ -32,7 +33,6 @@ from workbench.workflows.verdict import (
     competence_text,
     competence_warning,
     differences_text,
-    listed,
     metric_words,
     number,
     sentences,
@@ -170,7 +170,7 @@ def _criteria_items(run: DiscoveryRun) -> list[Any]:
         | _criteria_row(run.evaluation.sel(circuit=name, ablation=against))
         for name, circuit in run.circuits.items()
         if name != "circuit"
-        for against in run.evaluation["ablation"].values
+        for against in run.counterfactuals
     ]
     if others:
         names = listed(name for name in run.circuits if name != "circuit")

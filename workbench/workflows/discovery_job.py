@@ -272,16 +272,20 @@ class DiscoveryJob:
                 circuits[f"difference {name}"] = self._of(scores, own.edges)
         return circuits
 
-    def _values(self, pairs: PairsInModel) -> dict[str, Value]:
-        """What a circuit is tested with: what it was chosen for, and zero and mean values."""
-        values = dict(pairs.values(self.value))
-        for name in ("zero", "mean"):
-            values.setdefault(name, pairs.value(name))
-        return values
-
     def _evaluation(self, circuits: Mapping[str, Circuit], pairs: PairsInModel) -> xr.Dataset:
-        """The circuits on some pairs, against everything that they are tested with."""
-        return self._measured(circuits, pairs, self._values(pairs))
+        """The circuits on some pairs against what they were chosen for; the first with zero and mean values too."""
+        values = pairs.values(self.value)
+        measured = self._measured(circuits, pairs, values)
+        others = {name: pairs.value(name) for name in ("zero", "mean") if name not in values}
+        first = self._measured({"circuit": circuits["circuit"]}, pairs, others)
+        # NaN is what the other circuits were not tested with. Truth values have no NaN: they are made anew.
+        verdicts = [f"holds_{letter}" for letter in "abcd"]
+        further = first.drop_vars(verdicts).reindex(circuit=list(circuits))
+        joined = xr.concat(
+            [measured.drop_vars(verdicts), further], "ablation", data_vars="minimal", coords="minimal",
+            compat="override",
+        )  # fmt: skip
+        return with_verdicts(joined, self.criteria).assign_attrs(measured.attrs)
 
     def _measured(
         self, circuits: Mapping[str, Circuit], pairs: PairsInModel, values: Mapping[str, Value]

@@ -103,14 +103,17 @@ def _estimate(estimate: Estimate) -> list[float]:
 
 
 def _measures(evaluation: xr.Dataset) -> dict[str, Any]:
-    """Ablation → circuit → its measures."""
-    return {
-        str(ablation): {
-            str(circuit): _row(evaluation.sel(ablation=ablation, circuit=circuit))
-            for circuit in evaluation["circuit"].values
+    """Ablation → circuit → its measures; only the first circuit is tested with values that chose none."""
+    rows: dict[str, Any] = {}
+    for ablation in map(str, evaluation["ablation"].values):
+        cells = {
+            str(name): evaluation.sel(ablation=ablation, circuit=name)
+            for name in evaluation["circuit"].values
         }
-        for ablation in evaluation["ablation"].values
-    }
+        rows[ablation] = {
+            name: _row(cell) for name, cell in cells.items() if bool(cell["m_circuit"].notnull().any())
+        }
+    return rows
 
 
 def _row(cell: xr.Dataset) -> dict[str, Any]:

@@ -13,9 +13,10 @@ import xarray as xr
 from workbench.evaluation.controls import COMPLEMENT, OTHER_HEADS, OTHER_TASK, PATHS, STRONGEST
 from workbench.render.report import Folded
 from workbench.statistics import interval_text
+from workbench.text import listed
 from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.summary import edges_of_kind
-from workbench.workflows.verdict import edges_text, listed, number
+from workbench.workflows.verdict import edges_text, number
 
 NUMBERS = "The numbers"
 SHOWN_EDGES = 8

@@ -4,12 +4,13 @@ Read `headline`: a report, the command and `summary.json` begin with it. Nothing
 comes from the test prompts, which chose nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 
 from workbench.tasks.measure import Estimate, Score
+from workbench.text import listed
 from workbench.workflows.discovery_run import DiscoveryRun
 
 CAPABLE = 0.85
@@ -166,16 +167,6 @@ def is_one_difference(run: DiscoveryRun) -> bool:
 def best_counterfactual(run: DiscoveryRun) -> str:
     """The counterfactual whose faithfulness is nearest to 1."""
     return min(run.counterfactuals, key=lambda name: abs(_value(run, name, "faithfulness") - 1))
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in a sentence.
-
-    >>> listed(["swap", "abc", "zero"])
-    'swap, abc and zero'
-    """
-    *first, last = list(names)
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def edges_text(n: int) -> str:
