@@ -44,6 +44,7 @@ def by_criteria(
     *,
     refine: str | None = None,
     gradients: Mapping[str, Circuits] | None = None,
+    accepting: Mapping[str, Circuits] | None = None,
     level: float = 0.95,
     seed: int = 0,
     progress: bool = False,
@@ -55,7 +56,9 @@ def by_criteria(
         runs: counterfactual → runs on the prompts that the criteria are held to.
         refine: None, or "prune": leave out edges as long as the criteria hold (`refine.pruned`; in large graphs
             `refine.cut_finer`).
-        gradients: runs on the prompts whose gradients order edges for refining; None takes `runs`.
+        gradients: runs on the prompts whose gradients order edges for refining. They have to be others than those
+            that accept: else edges are left out that these prompts alone can do without. None takes `runs`.
+        accepting: runs on the prompts that accept what refining leaves out; None takes `runs`.
         seed: of intervals and of refining.
 
     Raises:
@@ -78,8 +81,8 @@ def by_criteria(
         if start is not None:
             first = graph.prune(first_edges(graph, order, start))
             smaller = pruned(
-                first, gradients=gradients or runs, runs=runs, criteria=criteria, level=level, seed=seed,
-                progress=progress,
+                first, gradients=gradients or runs, runs=accepting or runs, criteria=criteria, level=level,
+                seed=seed, progress=progress,
             )  # fmt: skip
             most = criteria.at_most * graph.n_edges if chosen is None else int(chosen.sum())
             if smaller.sum() <= most:

@@ -16,7 +16,7 @@ from workbench.arguments import checked
 from workbench.errors import CircuitError
 
 SURE = 0.9
-"""In what share of the resamples a bound has to hold on prompts that choose."""
+"""In what share of resamples a bound has to hold on the prompts that choose a size."""
 LETTERS: Mapping[str, str] = {
     "a": "the 95 % interval of faithfulness lies inside",
     "b": "the error per prompt is at most",
@@ -73,7 +73,7 @@ class Criteria:
             measures: arrays by name, as in `evaluate`: `low` and `high` of the faithfulness, `error`,
                 `kl_recovered`, `answers_kept`, `same_choice`. Where the model gets no prompt right,
                 `answers_kept` is NaN, and (d) cannot hold.
-            margin: (b) and (c) have to hold in nine of ten resamples of the prompts, `error_bound` and
+            margin: (b) and (c) have to hold in most resamples of the prompts too, by `error_bound` and
                 `kl_recovered_bound`. That is for prompts that choose among many circuits: the smallest whose
                 number keeps a bound there keeps it by luck, and misses it on the next prompts half of the time.
                 The shares of (d) are counts, which no circuit would keep so surely on 64 prompts.

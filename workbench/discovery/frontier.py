@@ -67,7 +67,7 @@ def frontier(
     graph = next(iter(runs.values())).graph
     masks = [graph.prune(first_edges(graph, order, size)) for size in sizes]
     measured = measure_against(
-        np.stack(masks), runs, criteria, margin=True, level=level, seed=seed, progress=progress
+        np.stack(masks), runs, criteria, sure=SURE, level=level, seed=seed, progress=progress
     )
     measured = measured.rename(circuit="size").assign_coords(size=list(sizes))
     holds = xr.concat([measured[f"holds_{letter}"] for letter in "abcd"], "criterion").all("criterion")
@@ -96,7 +96,7 @@ def measure_against(
     runs: Mapping[str, Circuits],
     criteria: Criteria,
     *,
-    margin: bool = False,
+    sure: float | None = None,
     level: float = 0.95,
     seed: int = 0,
     progress: bool = False,
@@ -105,7 +105,8 @@ def measure_against(
 
     Args:
         masks: bool [circuit, (pos,) writer, reader], pruned of dead ends.
-        margin: as in `Criteria.held`.
+        sure: in what share of resamples of the prompts (b) and (c) have to hold (see `Criteria.held`); None asks
+            for the numbers alone.
 
     Returns:
         Dataset over (ablation, circuit), as `frontier` over (ablation, size).
@@ -113,10 +114,10 @@ def measure_against(
     by_name = []
     with progress_bar(len(runs), "circuits", "counterfactual", shown=progress) as bar:
         for one in runs.values():
-            by_name.append(_measured(masks, one, level, seed))
+            by_name.append(_measured(masks, one, level, seed, sure or SURE))
             bar.update()
     joined = xr.concat(by_name, "ablation").assign_coords(ablation=list(runs))
-    return with_verdicts(joined, criteria, margin=margin)
+    return with_verdicts(joined, criteria, margin=sure is not None)
 
 
 def keeping(
@@ -124,13 +125,14 @@ def keeping(
     runs: Mapping[str, Circuits],
     criteria: Criteria,
     *,
+    sure: float = SURE,
     level: float = 0.95,
     seed: int = 0,
 ) -> Bool[np.ndarray, "circuit"]:
-    """Whether circuits keep all criteria against every counterfactual, with the margin of `Criteria.held`.
+    """Whether circuits keep all criteria against every counterfactual.
 
     Args:
-        masks: as in `measure_against`.
+        masks, sure: as in `measure_against`.
     """
     # The counterfactual that changes the metric least comes first: an error is a larger share of its gap, so it
     # refutes most circuits, and those are not run against the others.
@@ -141,7 +143,7 @@ def keeping(
         if not len(left):
             break
         one = {name: runs[name]}
-        measured = measure_against(masks[left], one, criteria, margin=True, level=level, seed=seed)
+        measured = measure_against(masks[left], one, criteria, sure=sure, level=level, seed=seed)
         holding[left] = np.stack([measured[f"holds_{letter}"].values[0] for letter in "abcd"]).all(0)
     return holding
 
@@ -154,7 +156,7 @@ def with_verdicts(measured: xr.Dataset, criteria: Criteria, *, margin: bool = Fa
     return measured.assign({f"holds_{letter}": (dims, holds) for letter, holds in held.items()})
 
 
-def _measured(masks: np.ndarray, runs: Circuits, level: float, seed: int) -> xr.Dataset:
+def _measured(masks: np.ndarray, runs: Circuits, level: float, seed: int, sure: float) -> xr.Dataset:
     """The measures against one counterfactual, with their intervals, over (circuit,)."""
     beside = resemblance(runs, masks)
     measures, resampled = beside.measures(), beside.resampled(seed=seed)
@@ -166,9 +168,9 @@ def _measured(masks: np.ndarray, runs: Circuits, level: float, seed: int) -> xr.
         columns[name] = ("circuit", measures[name][0])
         columns[f"{prefix}low"] = ("circuit", intervals[name][0])
         columns[f"{prefix}high"] = ("circuit", intervals[name][1])
-    # Both tails of an interval of this level hold 1 - SURE.
-    columns["error_bound"] = ("circuit", central(resampled["error"], 2 * SURE - 1)[1])
-    columns["kl_recovered_bound"] = ("circuit", central(resampled["kl_recovered"], 2 * SURE - 1)[0])
+    # Each tail of an interval of this level holds 1 - sure.
+    columns["error_bound"] = ("circuit", central(resampled["error"], 2 * sure - 1)[1])
+    columns["kl_recovered_bound"] = ("circuit", central(resampled["kl_recovered"], 2 * sure - 1)[0])
     columns["m_circuit"] = ("circuit", beside.metric.mean(1))
     columns |= {"m_full": ((), beside.full.mean()), "m_empty": ((), beside.empty.mean())}
     return xr.Dataset(columns)

@@ -53,6 +53,8 @@ MEASURED = 160
 """Edges up to which every edge is left out by itself instead: exact, also where attention is too hard for
 gradients, and then no dearer."""
 ROUNDS = 12
+SURE = 0.975
+"""In what share of resamples the bounds have to hold: more than for sizes, because many more circuits are tried."""
 LARGE = 20_000
 """Edges of a graph beyond which gradients in the circuit are not worth their time."""
 FINER = 4
@@ -131,7 +133,7 @@ def pruned(
                 candidate = mask.copy()
                 candidate.flat[order[:n_left_out]] = False
                 candidates.append(graph.prune(candidate))
-            keeps = keeping(np.stack(candidates), runs, criteria, level=level, seed=seed)
+            keeps = keeping(np.stack(candidates), runs, criteria, sure=SURE, level=level, seed=seed)
             bar.update()
             if not keeps.any():
                 break

@@ -113,7 +113,7 @@ class DiscoveryJob:
         step("competence")
         competence = self._competence()
         step("scores")
-        scores, own_circuit = self._scores()
+        scores, own_circuit = self.scores()
         search, circuits, recommended = self._circuits(scores, own_circuit, step)
         circuit = circuits["circuit"]
         trust = self._trust(scores, circuit, search, step)
@@ -141,7 +141,7 @@ class DiscoveryJob:
             scores=joint,
             frontier=None if search is None else self._frontier(search, circuit),
             evaluation=evaluation,
-            in_sample=self._measured({"circuit": circuit}, self.sets.find, self.sets.find.values(self.value)),
+            in_sample=self.measured({"circuit": circuit}, self.sets.find, self.sets.find.values(self.value)),
             circuits=circuits,
             heads=heads,
             patching=self._patching(),
@@ -188,7 +188,7 @@ class DiscoveryJob:
             )
         return measure(self.model, find.pairs, progress=False)[0]
 
-    def _scores(self) -> tuple[xr.DataArray, Circuit | None]:
+    def scores(self) -> tuple[xr.DataArray, Circuit | None]:
         """Scores of every edge; and the circuit, of methods that decide it themselves."""
         find = self.sets.find
         if self.method in SEARCHES:
@@ -216,11 +216,11 @@ class DiscoveryJob:
             step("differences")
             return None, {"circuit": own_circuit}, False
         runs = self.sets.select.circuit_runs(self.value)
-        search, circuit, recommended = self._circuit(scores, runs)
+        search, circuit, recommended = self.recommended(scores, runs)
         step("differences")
         return search, {"circuit": circuit, **self._others(scores, search, runs)}, recommended
 
-    def _circuit(
+    def recommended(
         self, scores: xr.DataArray, runs: Mapping[str, Circuits]
     ) -> tuple[CriteriaSearch, Circuit, bool]:
         """The frontier on the prompts of the runs, the circuit, and whether the criteria hold there."""
@@ -275,9 +275,9 @@ class DiscoveryJob:
     def _evaluation(self, circuits: Mapping[str, Circuit], pairs: PairsInModel) -> xr.Dataset:
         """The circuits on some pairs against what they were chosen for; the first with zero and mean values too."""
         values = pairs.values(self.value)
-        measured = self._measured(circuits, pairs, values)
+        measured = self.measured(circuits, pairs, values)
         others = {name: pairs.value(name) for name in ("zero", "mean") if name not in values}
-        first = self._measured({"circuit": circuits["circuit"]}, pairs, others)
+        first = self.measured({"circuit": circuits["circuit"]}, pairs, others)
         # NaN is what the other circuits were not tested with. Truth values have no NaN: they are made anew.
         verdicts = [f"holds_{letter}" for letter in "abcd"]
         further = first.drop_vars(verdicts).reindex(circuit=list(circuits))
@@ -287,9 +287,10 @@ class DiscoveryJob:
         )  # fmt: skip
         return with_verdicts(joined, self.criteria).assign_attrs(measured.attrs)
 
-    def _measured(
+    def measured(
         self, circuits: Mapping[str, Circuit], pairs: PairsInModel, values: Mapping[str, Value]
     ) -> xr.Dataset:
+        """Circuits on some pairs with some values, and which criteria hold, over (ablation, circuit)."""
         measured = evaluate(
             list(circuits.values()), self.model, pairs.pairs, value=values, metric=pairs.metric, checks=(),
             seed=self.seed, progress=False,
@@ -304,7 +305,7 @@ class DiscoveryJob:
         if len(right) in (0, 1, len(test)):
             return None
         some = test.select(right)
-        return self._measured({"circuit": circuits["circuit"]}, some, some.values(self.value))
+        return self.measured({"circuit": circuits["circuit"]}, some, some.values(self.value))
 
     def _checks(self, circuit: Circuit) -> xr.Dataset | None:
         """Complement, random paths, completeness and minimality against the first counterfactual."""
