@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import workbench as wb
 from workbench.cli import app as cli
 
 
@@ -109,14 +110,22 @@ def test_an_output_that_cannot_be_a_folder_is_refused_before_any_work(tmp_path, 
 
 
 def test_own_prompts_from_a_file_are_studied(tmp_path, monkeypatch):
+    # Two corruptions: another number, and another noun besides.
     nouns, others = ("dog", "cat", "boy", "girl"), ("doors", "cars", "door", "car")
-    rows = [f"The {n} near the {m},The {n}s near the {m},is,are" for n in nouns for m in others]
-    (tmp_path / "mine.csv").write_text("clean,corrupt,answer,wrong\n" + "\n".join(rows) + "\n")
+    rows = [
+        f"The {noun} near the {other},The {noun}s near the {other},The {nouns[i - 1]}s near the {other},is,are"
+        for i, noun in enumerate(nouns)
+        for other in others
+    ]
+    (tmp_path / "mine.csv").write_text("clean,corrupt,corrupt2,answer,wrong\n" + "\n".join(rows) + "\n")
     monkeypatch.chdir(tmp_path)
     lines = printed("discover", "mine.csv", "--quick", "--out", "out").splitlines()
     assert lines[0].startswith("The model puts the right answer above the wrong one on ")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert lines[-3:] == [summary["title"], summary["headline"], "out/report.html"]
+    assert (tmp_path / "out" / "report.html").is_file()
+    assert wb.load(tmp_path / "out" / "evaluation.nc").attrs["n"] == len(rows) // 2
+    assert "tested against one counterfactual only" in summary["headline"], "a quick run takes the first"
 
 
 def test_help_and_lists():
@@ -159,10 +168,12 @@ def test_the_module_runs_as_a_command(tmp_path: Path):
     assert process.stderr == "error: what='things' is not known. Choices: circuits, methods, models, tasks.\n"
 
 
-def test_tiny_meets_every_bar():
-    rows = [json.loads(line) for line in printed("measure", "tiny", "--json", "--n", "500").splitlines()]
+# 500 prompts are those that the documents tell of; far fewer would see a model that lost a behaviour.
+@pytest.mark.parametrize("n", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_tiny_meets_every_bar(n: int):
+    rows = [json.loads(line) for line in printed("measure", "tiny", "--json", "--n", str(n)).splitlines()]
     behaviours = {"ioi", "induction", "greater_than", "agreement", "pronoun", "capitals", "binding"}
     assert {row["behaviour"] for row in rows} == behaviours
     for row in rows:
-        assert row["n"] >= 500
+        assert row["n"] >= n
         assert row["score"] >= row["bar"] >= 0.9, row

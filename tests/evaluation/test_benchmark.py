@@ -25,7 +25,7 @@ from workbench.planted_models.pairs import planted_pairs
 from workbench.workflows.bench import BENCH_FILES, write_bench
 
 FIELDS = "model task method edge_auroc edge_auroc_mib precision cpr cmd seconds peak_mb".split()
-SMALL = replace(benchmark.QUICK, planted_prompts=12, tiny_prompts=4)
+SMALL = replace(benchmark.QUICK, planted_prompts=12, tiny_prompts=2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -192,14 +192,17 @@ def test_behaviours_as_a_command(tmp_path):
     assert "ioi" in Path(tmp_path / "b" / "behaviours.html").read_text()
 
 
-def test_evaluate_and_compare_as_commands(tiny, tmp_path):
-    pairs = wb.load_task("ioi", tiny, n=4)
-    other = from_store(capture_pairs(tiny, pairs, progress=False)[1])
-    scores = wb.score_edges(tiny, pairs, value=other, progress=False)
+def test_evaluate_and_compare_as_commands(tmp_path):
+    # Of two layers and 81 edges: the tests run some hundred circuits for each value.
+    small_model = wb.load_model("induction")
+    pairs = wb.load_task("ioi", small_model, n=4)
+    other = from_store(capture_pairs(small_model, pairs, progress=False)[1])
+    scores = wb.score_edges(small_model, pairs, value=other, progress=False)
     files = [str(wb.find_circuit(scores, n_edges=n).save(tmp_path / f"{n}.json")) for n in (4, 8)]
     done = run(
-        "evaluate", files[1], "--task", "ioi", "--value", "from_store,zero", "--n", "4", "--tests", "--json"
-    )
+        "evaluate", files[1], "--model", "induction", "--task", "ioi", "--value", "from_store,zero",
+        "--n", "4", "--tests", "--json",
+    )  # fmt: skip
     printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [line["value"] for line in printed if "faithfulness" in line] == ["swap", "abc", "zero"]
     assert {line["test"] for line in printed if "test" in line} == {
@@ -209,9 +212,9 @@ def test_evaluate_and_compare_as_commands(tiny, tmp_path):
         "equivalence",
         "independence",
     }
-    heldout = wb.load_task("ioi", tiny, n=4, split="heldout")
-    held = from_store(capture_pairs(tiny, heldout, progress=False)[1])
-    same = wb.evaluate(wb.Circuit.load(files[1]), tiny, heldout, value=held, checks=(), progress=False)
+    heldout = wb.load_task("ioi", small_model, n=4, split="heldout")
+    held = from_store(capture_pairs(small_model, heldout, progress=False)[1])
+    same = wb.evaluate(wb.Circuit.load(files[1]), small_model, heldout, value=held, checks=(), progress=False)
     assert close(printed[0]["faithfulness"], float(same["faithfulness"].squeeze()), tolerance=1e-5, scale=1.0)
     shown = json.loads(run("compare", *files, "--json").stdout)
     small, large = (wb.Circuit.load(name) for name in files)

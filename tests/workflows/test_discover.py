@@ -193,25 +193,7 @@ def test_a_size_that_the_criteria_did_not_choose_is_judged_on_the_test_prompts(t
     assert (run.folder / "frontier.nc").exists() == (by == "size")
 
 
-def own_rows() -> list[str]:
-    """Sixteen pairs for `tiny`, with two corruptions: another number, and another noun besides."""
-    nouns, others = ("dog", "cat", "boy", "girl"), ("doors", "cars", "door", "car")
-    return [
-        f"The {noun} near the {other},The {noun}s near the {other},The {nouns[i - 1]}s near the {other},is,are"
-        for i, noun in enumerate(nouns)
-        for other in others
-    ]
-
-
-def test_pairs_of_your_own_are_split_and_need_equal_lengths(tmp_path):
-    """Pairs from a file make the same report as a task; unequal lengths are refused before any work."""
-    head = "clean,corrupt,corrupt2,answer,wrong\n"
-    (tmp_path / "mine.csv").write_text(head + "\n".join(own_rows()) + "\n")
-    pairs = wb.PromptPairs.from_csv(tiny(), tmp_path / "mine.csv")
-    run = wb.discover(tiny(), pairs, out=tmp_path / "out", quick=True, progress=False)
-    assert run.report.is_file()
-    assert run.evaluation.attrs["n"] == len(pairs) // 2
-    assert "tested against one counterfactual only" in headline(run)
+def test_pairs_of_unequal_lengths_are_refused_before_any_work(tmp_path):
     (tmp_path / "odd.csv").write_text("clean,corrupt,answer,wrong\nThe dog,The old dogs,is,are\n")
     odd = wb.PromptPairs.from_csv(tiny(), tmp_path / "odd.csv")
     with pytest.raises(PromptError) as refused:
