@@ -1,17 +1,21 @@
 """Lesson 7."""
 
+from functools import lru_cache
+
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
 import workbench as wb
 
 
+@lru_cache
 def case(name="induction", seed=0):
     made = wb.planted(name, seed=seed, n=24)
     pairs = wb.planted_pairs(made)
     return made, pairs, wb.capture_pairs(made.model, pairs, progress=False)
 
 
+@lru_cache
 def by_hand():
     """Exact effects of the edges: the logits are linear in them."""
     made, pairs, stores = case()
@@ -33,6 +37,7 @@ def shared():
     return [f"input->{previous}<q>", f"input->{previous}<k>"]
 
 
+@lru_cache
 def circuit(method):
     made, pairs, stores = case("backup", 5)
     scores = wb.score_edges(made.model, pairs, value=wb.from_store(stores[1]), method=method, progress=False)

@@ -1,5 +1,7 @@
 """Lesson 0."""
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 
@@ -17,15 +19,16 @@ def probability(turn=torch.Tensor.softmax, dim=-1, name="Anna"):
     return turn(model(model.to_tokens(PROMPT))[0], dim)[-1, model.to_single_token(name)]
 
 
-def differences(*, last=False, sign=1):
+@lru_cache
+def differences(*, last=False):
     model, pairs = fixtures.model(), fixtures.pairs("ioi", 64)
     made = []
     for tokens, length, right, wrong in zip(
         pairs.clean.tokens, pairs.clean.lengths, pairs.answers, pairs.wrong, strict=True
     ):
         logits = model(tokens[None] if last else tokens[None, :length])[0, -1].detach()
-        made.append(sign * float(logits[right[0, 0]] - logits[wrong[0, 0]]))
-    return made
+        made.append(float(logits[right[0, 0]] - logits[wrong[0, 0]]))
+    return tuple(made)
 
 
 def most_to_s2():
@@ -66,10 +69,10 @@ CASES = {
         ],
     ),
     "0.3": (
-        lambda: differences(),
+        lambda: list(differences()),
         [
             (lambda: differences(last=True), "padding"),
-            (lambda: differences(sign=-1), "signs"),
+            (lambda: [-each for each in differences()], "signs"),
             (lambda: np.array(differences()).mean(), "shape (64,) is wanted"),
             (lambda: np.array(differences()) + (np.arange(64) < 3), "3 of the 64 are off"),
         ],

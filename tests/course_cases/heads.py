@@ -41,15 +41,10 @@ def accuracies():
         model = fixtures.model(name)
         pairs = wb.load_task("induction", model, n=600)
         distance = (pairs.clean.at("END") - pairs.clean.at("PREVIOUS")).numpy()
-        first = []
-        for i in range(600):
-            prompt = pairs.clean.tokens[i : i + 1, : int(pairs.clean.lengths[i])]
-            first.append(
-                int(model(prompt)[0, -1].argmax()) == int(pairs.answers[i, 0, 0])
-                if 10 <= distance[i] <= 14
-                else False
-            )
-        table.append([np.mean(np.array(first)[distance == at]) for at in range(10, 15)])
+        with torch.no_grad():
+            ends = model(pairs.clean.tokens)[torch.arange(600), pairs.clean.at("END")]
+        first = (ends.argmax(-1) == pairs.answers[:, 0, 0]).numpy()
+        table.append([first[distance == at].mean() for at in range(10, 15)])
     return np.array(table)
 
 

@@ -1,5 +1,7 @@
 """Lesson 6."""
 
+from functools import lru_cache
+
 import torch
 
 import workbench as wb
@@ -16,12 +18,18 @@ def ends(hooks=()):
     return end[rows, pairs.answers[:, 0, 0]] - end[rows, pairs.wrong[:, 0, 0]]
 
 
-def direct(layer, head, *, heads=True, mlps=True):
-    """With hooks: the head corrupt, what comes after it held."""
+@lru_cache
+def caches():
+    """What every hook holds in the clean and in the corrupt run."""
     model, pairs = fixtures.model(), fixtures.pairs("ioi", 64)
     with torch.no_grad():
-        _, clean = model.run_with_cache(pairs.clean.tokens)
-        _, corrupt = model.run_with_cache(pairs.corrupt.tokens)
+        return [model.run_with_cache(side.tokens)[1] for side in (pairs.clean, pairs.corrupt)]
+
+
+@lru_cache
+def direct(layer, head, *, heads=True, mlps=True):
+    """With hooks: the head corrupt, what comes after it held."""
+    clean, corrupt = caches()
 
     def held(activation, hook):
         return clean[hook.name]
@@ -41,9 +49,14 @@ def share():
     return direct(3, 7).mean() / direct(3, 7, heads=False, mlps=False).mean()
 
 
+@lru_cache
+def planted():
+    return wb.planted("compositions", seed=3, n=24)
+
+
 def feeders():
     """By ablating the heads and looking at what the target's q, k and v inputs lose."""
-    made = wb.planted("compositions", seed=3, n=24)
+    made = planted()
     target = made.heads["target"]
     edges = [edge.split("->") for edge in made.edges["corrupt"]]
     return {
@@ -89,7 +102,7 @@ CASES = {
         [
             (lambda: feeders() | {"q": feeders()["k"]}, "does not feed the q"),
             (
-                lambda: feeders() | {"v": wb.planted("compositions", seed=3, n=24).heads["target"]},
+                lambda: feeders() | {"v": planted().heads["target"]},
                 "the head that is fed",
             ),
             ({"q": "a0.1"}, "keys 'q', 'k', 'v'"),
