@@ -120,7 +120,7 @@ def test_ablating_all_but_the_true_edges_leaves_the_metric(name: str, kind: str)
 @pytest.mark.parametrize("name", NOISY)
 def test_the_truth_holds_for_other_seeds(name: str):
     for seed in (1, 2):
-        planted = wb.planted(name, seed=seed, n=6)
+        planted = wb.planted(name, seed=seed, n=4)
         pairs, graph = wb.planted_pairs(planted), wb.Graph.of(planted.model)
         corrupt = wb.from_store(wb.capture_pairs(planted.model, pairs)[1])
         for kind, value in (("corrupt", corrupt), ("zero", wb.zero())):
@@ -224,7 +224,7 @@ def test_extra_layers_move_the_circuit_and_decoys_fill_the_layers():
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_least_and_the_largest_size_give_right_answers(name: str):
     for size in (6, 12):
-        planted = wb.planted(name, size=size)
+        planted = wb.planted(name, size=size, n=12)
         with torch.no_grad():
             logits = planted.model(planted.clean)[:, -1]
         assert (logits.argmax(-1) == planted.answers[:, 0, 0]).all(), size
@@ -232,14 +232,14 @@ def test_the_least_and_the_largest_size_give_right_answers(name: str):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_held_out_prompts_are_others(name: str):
-    planted = wb.planted(name)
+    planted = wb.planted(name, n=6)
     train, heldout = (
-        wb.planted_pairs(planted, n=200, seed=3),
-        wb.planted_pairs(planted, n=100, seed=3, split="heldout"),
+        wb.planted_pairs(planted, n=60, seed=3),
+        wb.planted_pairs(planted, n=40, seed=3, split="heldout"),
     )
     assert not set(train.clean.ids) & set(heldout.clean.ids)
-    assert len(set(train.clean.ids)) == 200
-    assert wb.planted_pairs(planted).clean.ids == wb.planted_pairs(planted, n=32).clean.ids
+    assert len(set(train.clean.ids)) == 60
+    assert wb.planted_pairs(planted).clean.ids == wb.planted_pairs(planted, n=6).clean.ids
 
 
 def test_pairs_say_where_they_come_from():
