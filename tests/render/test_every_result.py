@@ -14,8 +14,9 @@ import workbench as wb
 from workbench.errors import WorkbenchError
 from workbench.evaluation.benchmark import Row
 from workbench.render.circuit.view import CircuitView
+from workbench.render.figures import grids
 from workbench.render.figures.canvas import figure_html
-from workbench.render.figures.grids import MOST_PANELS, heatmaps
+from workbench.render.figures.grids import heatmaps
 
 PICTURES = {
     "acdc": "circuit", "learn_circuit": "circuit", "find_circuit": "circuit",
@@ -43,8 +44,18 @@ NO_RESULT = set(
 
 @pytest.fixture(scope="module")
 def lab():
-    model = wb.load_model("tiny")
-    pairs = wb.load_task("ioi", model, n=3)
+    return made_with("tiny", "ioi", sizes=(40, 80))
+
+
+@pytest.fixture(scope="module")
+def small():
+    """Of 81 edges, for what runs dozens of circuits."""
+    return made_with("induction", "induction", sizes=(20, 40))
+
+
+def made_with(name: str, task: str, *, sizes: tuple[int, int]):
+    model = wb.load_model(name)
+    pairs = wb.load_task(task, model, n=3)
     clean, corrupt = wb.capture_pairs(model, pairs)
     value = wb.from_store(corrupt)
     scores = wb.score_edges(model, pairs, value=value, keep=("example",))
@@ -54,8 +65,8 @@ def lab():
         **inputs,
         scores=scores,
         mean=mean,
-        circuit=wb.find_circuit(mean, n_edges=40),
-        more=wb.find_circuit(mean, n_edges=80),
+        circuit=wb.find_circuit(mean, n_edges=sizes[0]),
+        more=wb.find_circuit(mean, n_edges=sizes[1]),
     )
 
 
@@ -176,35 +187,43 @@ def test_an_array_becomes_a_grid_or_bars_with_axis_words(lab, case):
 
 CIRCUITS = {
     "evaluate": (
-        lambda lab: wb.evaluate(lab.circuit, lab.model, lab.pairs, value=lab.value),
+        lambda small: wb.evaluate(small.circuit, small.model, small.pairs, value=small.value),
         ["faithfulness", "complement", "random", "incompleteness", "minimal"],
     ),
     "evaluate several": (
-        lambda lab: wb.evaluate([lab.circuit, lab.more], lab.model, lab.pairs, value=lab.value, checks=()),
+        lambda small: wb.evaluate(
+            [small.circuit, small.more], small.model, small.pairs, value=small.value, checks=()
+        ),
         None,
     ),
     "evaluate on two values": (
-        lambda lab: wb.evaluate(
-            lab.circuit,
-            lab.model,
-            lab.pairs,
-            value={"corrupt": lab.value, "zero": wb.zero()},
+        lambda small: wb.evaluate(
+            small.circuit,
+            small.model,
+            small.pairs,
+            value={"corrupt": small.value, "zero": wb.zero()},
             checks=["random"],
         ),
         ["faithfulness", "random"],
     ),
-    "minimality": (lambda lab: wb.minimality(lab.circuit, lab.model, lab.pairs, value=lab.value), None),
+    "minimality": (
+        lambda small: wb.minimality(small.circuit, small.model, small.pairs, value=small.value),
+        None,
+    ),
     "circuit_tests": (
-        lambda lab: wb.circuit_tests(lab.circuit, lab.model, lab.pairs, value=lab.value, draws=20),
+        lambda small: wb.circuit_tests(small.circuit, small.model, small.pairs, value=small.value, draws=20),
         ["equivalence", "independence", "minimality", "sufficiency", "partial necessity"],
     ),
-    "compare": (lambda lab: wb.compare(lab.circuit, lab.more), ["q", "k", "v", "mlps", "logits"]),
+    "compare": (
+        lambda small: wb.compare(ioi := wb.reference_circuit("ioi"), wb.Circuit.full(ioi.graph)),
+        ["q", "k", "v", "mlps", "logits"],
+    ),
     "stability": (
-        lambda lab: wb.stability(lab.scores, find=lambda s: wb.find_circuit(s, n_edges=50), draws=10),
+        lambda small: wb.stability(small.scores, find=lambda s: wb.find_circuit(s, n_edges=30), draws=10),
         None,
     ),
     "faithfulness_curve": (
-        lambda lab: wb.faithfulness_curve(lab.mean, lab.model, lab.pairs, value=lab.value),
+        lambda small: wb.faithfulness_curve(small.mean, small.model, small.pairs, value=small.value),
         None,
     ),
 }
@@ -212,9 +231,9 @@ CIRCUITS = {
 
 @pytest.mark.filterwarnings("ignore:circuit_tests. nothing to test")
 @pytest.mark.parametrize("case", CIRCUITS)
-def test_what_is_found_about_circuits_has_a_picture(lab, case):
+def test_what_is_found_about_circuits_has_a_picture(small, case):
     make, rows = CIRCUITS[case]
-    result = make(lab)
+    result = make(small)
     figure = wb.plot(result, title=case)
     assert isinstance(figure, Figure)
     if rows is not None:
@@ -246,6 +265,7 @@ def test_probes_and_neurons_and_the_tuned_lens(lab, probed):
         "stores": probed.stores,
         "baseline": "mass-mean",
         "layers": [1, 3],
+        "n_random": 19,
     }
     checked = wb.plot(wb.causal_check(probed.probes, lab.model, probed.pairs, **options))
     assert [axes.get_title(loc="left") for axes in checked.axes] == ["erase", "swap"]
@@ -288,22 +308,25 @@ def test_a_lens_is_a_grid_with_the_tokens_of_one_prompt_or_a_line_with_a_band(la
     assert len(line.collections) == 1
 
 
-def test_patterns_get_a_panel_each_and_those_left_out_are_told():
-    values = np.random.default_rng(0).random((5, 12, 4, 4))
+def test_patterns_get_a_panel_each_and_those_left_out_are_told(monkeypatch):
+    # Each panel takes its time; the same is done with the 48 of `MOST_PANELS`.
+    monkeypatch.setattr(grids, "MOST_PANELS", 8)
+    values = np.random.default_rng(0).random((5, 2, 4, 4))
     dims = ("layer", "head", "query_pos", "key_pos")
     figure = wb.plot(
         xr.DataArray(values, dims=dims, name="pattern"), labels=["<bos>", " a", "</svg>", "\x00"]
     )
-    assert images(figure) == MOST_PANELS
-    assert figure.axes[13].get_title(loc="left") == "a1.1"
-    assert ticks(figure, "x", 47) == ["<bos>", "·a", "</svg>", "\\x00"]
-    assert figure.get_supxlabel() == "the first 48 of 60 panels; 12 left out: select them, as in .isel()"
+    assert images(figure) == 8
+    assert figure.axes[3].get_title(loc="left") == "a1.1"
+    assert ticks(figure, "x", 7) == ["<bos>", "·a", "</svg>", "\\x00"]
+    told = " ".join(figure.get_supxlabel().split())
+    assert told == "the first 8 of 10 panels; 2 left out: select them, as in .isel()"
     assert (
         len({axes.images[0].norm for axes in figure.axes if axes.images and axes.get_title(loc="left")}) == 1
     )
     hole = xr.DataArray(values, dims=dims)[:1]
-    hole[0, 2, 1, 1] = np.nan
-    assert np.ma.getmaskarray(heatmaps(hole).axes[2].images[0].get_array()).sum() == 1
+    hole[0, 1, 1, 1] = np.nan
+    assert np.ma.getmaskarray(heatmaps(hole).axes[1].images[0].get_array()).sum() == 1
 
 
 def test_names_of_panels_drop_their_axis_where_they_would_be_cut():

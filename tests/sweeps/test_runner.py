@@ -20,6 +20,8 @@ from workbench.sweeps.log import LOG, last_tries, read_log
 from workbench.sweeps.runner import run_sweep
 
 HEADS = {"preset": "head-ablation", "tasks": ["ioi"], "n": 3}
+EIGHT = {**HEADS, "models": ["induction"]}
+"""Eight jobs on a small model, for what does not depend on their numbers."""
 
 
 def run(spec, out, **options):
@@ -139,34 +141,34 @@ def test_cumulative_ablation_takes_kinds_and_single_sites_together(tmp_path):
 
 
 def test_a_finished_sweep_runs_nothing(tmp_path):
-    run(HEADS, tmp_path)
+    run(EIGHT, tmp_path)
     before = (tmp_path / LOG).read_bytes()
     seen = []
-    run(HEADS, tmp_path, on_row=seen.append)
+    run(EIGHT, tmp_path, on_row=seen.append)
     assert (tmp_path / LOG).read_bytes() == before
     assert seen == []
 
 
 def test_limit_dry_run_and_extend(tmp_path):
-    cost = run(HEADS, tmp_path / "a", dry_run=True)
-    assert (cost.jobs, cost.done) == (32, 0)
+    cost = run(EIGHT, tmp_path / "a", dry_run=True)
+    assert (cost.jobs, cost.done) == (8, 0)
     assert not (tmp_path / "a").exists()
-    run(HEADS, tmp_path / "a", limit=5)
+    run(EIGHT, tmp_path / "a", limit=5)
     assert len(read_log(tmp_path / "a")) == 5
-    assert run(HEADS, tmp_path / "a", dry_run=True).done == 5
+    assert run(EIGHT, tmp_path / "a", dry_run=True).done == 5
     with pytest.raises(
         SweepError,
         match=r"holds another sweep: values: \[\] in the folder, \['mean'\] in this spec.*extend=True",
     ):
-        run({**HEADS, "values": ["zero", "mean"]}, tmp_path / "a")
-    run({**HEADS, "values": ["zero", "mean"]}, tmp_path / "a", extend=True)
-    assert len(read_log(tmp_path / "a")) == len(last_tries(read_log(tmp_path / "a"))) == 64
+        run({**EIGHT, "values": ["zero", "mean"]}, tmp_path / "a")
+    run({**EIGHT, "values": ["zero", "mean"]}, tmp_path / "a", extend=True)
+    assert len(read_log(tmp_path / "a")) == len(last_tries(read_log(tmp_path / "a"))) == 16
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("all of it")
     with pytest.raises(OutputExists, match=r"is not a sweep and not empty \(it has 'thesis.txt'\)"):
-        run(HEADS, tmp_path)
+        run(EIGHT, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -180,7 +182,7 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     ],
 )
 def test_a_metric_that_misbehaves_is_recorded_and_the_rest_goes_on(metric, status, error, tmp_path):
-    spec = {**HEADS, "sites": ["z[1.1]", "z[3.7]"], "metrics": [f"sweeps.bad_metrics:{metric}", "logit_diff"]}
+    spec = {**EIGHT, "sites": ["z[1.1]", "z[0.3]"], "metrics": [f"sweeps.bad_metrics:{metric}", "logit_diff"]}
     run(spec, tmp_path, retries=1)
     rows = read_log(tmp_path)
     bad = [row for row in rows if row["metric"] != "logit_diff"]
@@ -193,30 +195,30 @@ def test_a_metric_that_misbehaves_is_recorded_and_the_rest_goes_on(metric, statu
 
 
 def test_a_torn_last_line_is_run_again(tmp_path):
-    run(HEADS, tmp_path)
+    run(EIGHT, tmp_path)
     whole = (tmp_path / LOG).read_bytes()
     (tmp_path / LOG).write_bytes(whole[:-40])
-    assert len(read_log(tmp_path)) == 31
-    run(HEADS, tmp_path)
-    assert len(read_log(tmp_path)) == 32
+    assert len(read_log(tmp_path)) == 7
+    run(EIGHT, tmp_path)
+    assert len(read_log(tmp_path)) == 8
     assert sorted(lines(tmp_path)) == sorted({row["what"] for row in map(json.loads, whole.splitlines())})
 
 
 def test_a_damaged_line_is_named(tmp_path):
-    run(HEADS, tmp_path)
+    run(EIGHT, tmp_path)
     content = (tmp_path / LOG).read_bytes().splitlines(keepends=True)
     (tmp_path / LOG).write_bytes(b"".join([*content[:2], b"{]\n", *content[3:]]))
     with pytest.raises(
         SweepError,
         match=r"Line 3 of '.*jobs.jsonl' is damaged: .*Delete that line; .workbench sweep resume. runs its job again.",
     ):
-        run(HEADS, tmp_path)
+        run(EIGHT, tmp_path)
 
 
 def test_two_runners_do_not_share_a_folder(tmp_path):
     import psutil
 
-    run(HEADS, tmp_path, limit=1)
+    run(EIGHT, tmp_path, limit=1)
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         held = {"pid": other.pid, "host": os.uname().nodename, "since": "2026-01-02 03:04:05"}
@@ -225,28 +227,28 @@ def test_two_runners_do_not_share_a_folder(tmp_path):
         with pytest.raises(
             SweepError, match=rf"Process {other.pid} has been running this sweep since 2026-01-02 03:04:05"
         ):
-            run(HEADS, tmp_path)
+            run(EIGHT, tmp_path)
         assert len(read_log(tmp_path)) == 1
     finally:
         other.kill()
         other.wait()
-    run(HEADS, tmp_path)
-    assert len(read_log(tmp_path)) == 32
+    run(EIGHT, tmp_path)
+    assert len(read_log(tmp_path)) == 8
     assert not (tmp_path / LOCK).exists()
 
 
 def test_wrong_numbers_are_refused(tmp_path):
     for name, value in (("limit", 0), ("limit", "3"), ("limit", 1.5), ("retries", -1), ("workers", 0)):
         with pytest.raises(wb.WorkbenchError, match=f"{name}={value!r}"):
-            run(HEADS, tmp_path / "a", **{name: value})
+            run(EIGHT, tmp_path / "a", **{name: value})
 
 
 def test_a_tracker_that_fails_does_not_stop_the_sweep(tmp_path, capsys):
     def tracker(row):
         raise RuntimeError("tracker is down")
 
-    run(HEADS, tmp_path, on_row=tracker)
-    assert len(read_log(tmp_path)) == 32
+    run(EIGHT, tmp_path, on_row=tracker)
+    assert len(read_log(tmp_path)) == 8
     assert "tracker is down" in "".join(capsys.readouterr())
 
 
@@ -259,15 +261,15 @@ class InterruptedWhenDeleted:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_python_drops_stops_the_sweep_after_the_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "BATCH", 8)
+    monkeypatch.setattr(runner, "BATCH", 4)
     doomed = [InterruptedWhenDeleted()]
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a script of one's own
     try:
         with pytest.raises(KeyboardInterrupt):
-            run(HEADS, tmp_path, on_row=lambda row: doomed.clear())
+            run(EIGHT, tmp_path, on_row=lambda row: doomed.clear())
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
+    assert len(read_log(tmp_path)) == 4
+    run(EIGHT, tmp_path)
     assert len(read_log(tmp_path)) == 8
-    run(HEADS, tmp_path)
-    assert len(read_log(tmp_path)) == 32

@@ -106,12 +106,14 @@ def test_pairs_are_minimal_aligned_and_reproducible(tiny, name: str, variant: st
         assert torch.equal(pairs.clean.tokens[rows, pairs.clean.at("S2")], pairs.wrong[:, 0, 0])
 
 
+# As many as the documents promise take seconds; two hundred of them already repeat one another if draws do.
+@pytest.mark.parametrize("n", [200, pytest.param(600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_600_held_out_prompts_are_distinct_and_none_is_in_the_training_split(tiny, name: str):
+def test_held_out_prompts_are_distinct_and_none_is_in_the_training_split(tiny, name: str, n: int):
     train, heldout = (
-        load_task(name, tiny, n=n, split=split) for n, split in ((300, "train"), (600, "heldout"))
+        load_task(name, tiny, n=n, split=split) for n, split in ((n // 2, "train"), (n, "heldout"))
     )
-    assert len(set(heldout.clean.ids)) == 600
+    assert len(set(heldout.clean.ids)) == n
     assert not {*train.clean.ids, *train.corrupt.ids} & {*heldout.clean.ids, *heldout.corrupt.ids}
 
 
