@@ -301,8 +301,10 @@ def on_hooks(monkeypatch):
     monkeypatch.setattr(circuits_module, "fast_decoder", lambda *given: (None, "the test says so"))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-@pytest.mark.parametrize("method", LINEAR)
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [*(("gpt2", method) for method in LINEAR), ("llama", "eap"), ("llama", "eap-ig-activations")],
+)
 def test_gradient_methods_on_hooks_equal_those_on_the_decoder(family, method, monkeypatch):
     model, (pairs, clean, corrupt) = (
         model_of(family, torch.float64),
@@ -634,11 +636,11 @@ def test_normalized_scores_are_shares_of_what_full_and_empty_differ_by(method):
     assert (shares.attrs["unit"], shares.attrs["normalized"]) == ("share", 1)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "gptj"])
-@pytest.mark.parametrize("method", [*LINEAR, "atp-star"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [*(("gpt2", method) for method in (*LINEAR, "atp-star")), ("gptj", "eap"), ("gptj", "ig-activations")],
+)
 def test_sources_in_blocks_give_the_same_scores(family, method):
-    if method == "atp-star" and family == "gptj":
-        return
     model, pairs = model_of(family, torch.float64), make_pairs((6, 5), seed=2)
     clean, _ = capture_pairs(model, pairs)
     value = mean(clean)

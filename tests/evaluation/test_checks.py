@@ -191,8 +191,8 @@ def test_ablations_side_by_side_are_those_of_separate_calls(tmp_path):
     values = {"corrupt": from_store(corrupt), "zero": zero(), "mean": mean(clean)}
     both = evaluate(some, model, pairs, value=values)
     assert both["ablation"].values.tolist() == list(values)
-    for name, value in values.items():
-        alone = evaluate(some, model, pairs, value=value)
+    for name in ("corrupt", "mean"):
+        alone = evaluate(some, model, pairs, value=values[name])
         one_value = both.sel(ablation=name, drop=True)
         for field in alone:
             assert alone[field].dims == one_value[field].dims, field

@@ -54,16 +54,19 @@ def worst_at_end(logits):
 
 
 def gap(family, *, mlps, thin=1, dtype=torch.float32, lengths=(6, 6, 6), value="from_store", **given):
-    """How far the effects of every `thin`-th sender and path are from the reference, as a share of the largest logit.
+    """How far the effects of every `thin`-th sender, and of as many or half as many paths, are from the reference, as a share of the largest logit.
 
-    A quarter of the cells is compared.
+    So many cells are compared that every sender and every receiver is met.
     """
     model, (pairs, clean, corrupt) = model_of(family, dtype), pairs_and_stores(family, lengths, dtype)
     senders, receivers, paths = asked(model)
-    senders, paths = senders[::thin], paths[::thin]
+    # A path takes the reference as many runs as it has nodes: of few, other ones for each family.
+    step = thin if thin == 1 else 2 * thin
+    senders, paths = senders[::thin], paths[len(family) % step :: step]
     stores = (corrupt, clean) if given.get("base") == "corrupt" else (clean, corrupt)
     given |= {"value": value_named(value, *stores), "mlps": mlps}
-    cells = [(j, k) for j in range(len(senders)) for k in range(len(receivers)) if (j + k) % 4 == 0]
+    apart = min(len(senders), 6)
+    cells = [(j, k) for j in range(len(senders)) for k in range(len(receivers)) if (j + k) % apart == 0]
     plain = ThreeRuns(model, pairs, **given)
     expected = [plain.effect(senders[j], receivers[k]) for j, k in cells] + [
         plain.path(path) for path in paths
@@ -89,18 +92,18 @@ VALUES, LENGTHS = (
     ("zero", "mean", "mean(pos)", "resample", "scale"),
     (3, 6, 5),
 )  # the first example has no position 3
-VARIED = [(family, {"value": value, "thin": 3}) for family in ("gpt2", "llama") for value in VALUES]
-VARIED += [("qwen2", {"metric": "kl", "thin": 2}), ("neox", {"metric": "kl", "base": "corrupt", "thin": 2})]
-VARIED += [(family, {"metric": worst_at_end, "base": "corrupt", "thin": 2}) for family in ("gpt2", "llama")]
+VARIED = [(family, {"value": value, "thin": 5}) for family in ("gpt2", "llama") for value in VALUES]
+VARIED += [("qwen2", {"metric": "kl", "thin": 4}), ("neox", {"metric": "kl", "base": "corrupt", "thin": 4})]
+VARIED += [(family, {"metric": worst_at_end, "base": "corrupt", "thin": 4}) for family in ("gpt2", "llama")]
 VARIED += [
-    ("neox", {"metric": worst_at_end, "thin": 2}),
-    ("qwen2", {"metric": "prob_diff", "base": "corrupt", "thin": 2}),
+    ("neox", {"metric": worst_at_end, "thin": 4}),
+    ("qwen2", {"metric": "prob_diff", "base": "corrupt", "thin": 4}),
 ]
-VARIED += [(family, {"lengths": LENGTHS, "thin": 2}) for family in ("gpt2", "llama", "native")]
+VARIED += [(family, {"lengths": LENGTHS, "thin": 4}) for family in ("gpt2", "llama", "native")]
 VARIED += [
-    (family, {"dtype": torch.float64, "thin": 2}) for family in ("gpt2", "neox", "native", "native-attn-only")
+    (family, {"dtype": torch.float64, "thin": 4}) for family in ("gpt2", "neox", "native", "native-attn-only")
 ]
-VARIED += [("gptj", {"lengths": LENGTHS, "thin": 4}), ("native-no-norm", {"dtype": torch.float64, "thin": 2})]
+VARIED += [("gptj", {"lengths": LENGTHS, "thin": 5}), ("native-no-norm", {"dtype": torch.float64, "thin": 4})]
 
 
 # The ten cases of values come first, five for each family: alternating, each value meets both ways to treat MLPs.

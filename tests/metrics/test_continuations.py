@@ -130,6 +130,8 @@ def test_both_engines_agree_on_every_kind_of_site_and_value(family, monkeypatch)
             from_store(corrupt),
         )
     ]
+    # One family meets all of them, the other two half each.
+    request = {"gpt2": request, "llama": request[::2], "neox": request[1::2]}[family]
     fast = [effects(model, pairs, sites=sites, value=value, metric=DIFF) for sites, value in request]
     on_hooks(monkeypatch)
     for (sites, value), got in zip(request, fast, strict=True):

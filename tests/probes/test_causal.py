@@ -67,13 +67,15 @@ def test_an_edit_is_the_projection_done_by_hand(planted):
         assert close(ours, float(effect.mean()), tolerance=1e-5, scale=scale)
 
 
-def test_in_these_prompts_number_decodes_in_every_layer_and_is_used_in_the_last():
+def test_in_these_prompts_number_decodes_in_both_layers_and_is_used_in_the_last():
     model = wb.load_model("tiny")
     pairs = wb.load_task("agreement", model, n=32)
     stores = wb.capture_pairs(model, pairs, sites=["resid_post"])
     words = [model.tokenizer.decode([int(a)]).strip() for a in pairs.answers[:, 0, 0]]
     labels = wb.Labels.per_prompt(stores[0], {"plural": [word in ("are", "were") for word in words]})
-    probes = wb.fit_probes(stores[0], labels, k=[8], controls=[], baselines=["mass-mean"])
+    probes = wb.fit_probes(
+        stores[0], labels, k=[8], layers=[1, 3], controls=[], baselines=["mass-mean"], resampled=20
+    )
     checked = wb.causal_check(
         probes,
         model,

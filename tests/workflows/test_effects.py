@@ -17,7 +17,7 @@ def tiny():
 
 
 def test_every_value_by_name_is_that_value():
-    pairs = wb.load_task("ioi", tiny(), n=48)  # of several lengths; resample finds another prompt of each
+    pairs = wb.load_task("ioi", tiny(), n=24)  # of several lengths; resample finds another prompt of each
     clean, corrupt = wb.capture_pairs(tiny(), pairs, progress=False)
     values = {
         None: wb.from_store(corrupt),
@@ -28,7 +28,7 @@ def test_every_value_by_name_is_that_value():
         "resample": wb.resample(clean, 0),
     }
     for name, value in values.items():
-        table = Question("ioi", n=48, value=name).effects(tiny(), kind="attn_out")
+        table = Question("ioi", n=24, value=name).effects(tiny(), kind="attn_out")
         sites = wb.grid("attn_out", tiny())
         expected = wb.effects(tiny(), pairs, sites=sites, value=value, progress=False)
         assert table.equals(expected), name

@@ -55,7 +55,7 @@ def test_tiny_encodes_the_concept_where_it_is_named_and_where_it_is_needed(
         labels,
         k=[16],
         pos=[position, "END"],
-        draws=2,
+        draws=1,
         controls=["shuffle"],
         resampled=50,
         sites=["resid_post"],

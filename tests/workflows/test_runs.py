@@ -17,7 +17,7 @@ from workbench.workflows.runs import report_difference, report_run
 @pytest.fixture
 def runs(tmp_path):
     """Two folders with a circuit, an array, a dataset and a table each, which differ."""
-    whole = wb.reference_circuit("ioi")
+    whole = Circuit.full(Shape(2, 2, 2, 8, 4, 16, 50, 16))
     for name, circuit, shift in (("a", whole, 0.0), ("b", whole.restricted(writers=["input", "heads"]), 0.5)):
         folder = tmp_path / name
         folder.mkdir()
