@@ -3,6 +3,7 @@
 Models this small lose time with more threads; WORKBENCH_TEST_THREADS=2 shows that the results do not depend on it.
 """
 
+import gc
 import itertools
 import os
 import tempfile
@@ -38,6 +39,13 @@ def _cache_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     if _REAL:
         return
     monkeypatch.setenv("WORKBENCH_CACHE", str(Path(_CACHES.name) / str(next(_numbers))))
+
+
+def pytest_collection_finish() -> None:
+    """What imports have made is never garbage: it is not gone through again and again, which takes seconds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_report_header() -> str:

@@ -1,6 +1,7 @@
 """The order of the folders, and the public surface. The order is the one of docs/architecture.md's list, top to bottom."""
 
 import ast
+import functools
 import inspect
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def imports(path: Path) -> set[str]:
     return names & set(MODULES)
 
 
-IMPORTS = {name: imports(path) for name, path in MODULES.items()}
+@functools.cache
+def imports_of_all() -> dict[str, set[str]]:
+    """Module -> what it imports."""
+    return {name: imports(path) for name, path in MODULES.items()}
 
 
 def test_every_folder_is_in_the_list():
@@ -60,7 +64,7 @@ def test_every_folder_is_in_the_list():
 def test_a_folder_imports_only_from_folders_above_it():
     wrong = [
         f"{name} imports {imported}"
-        for name, used in IMPORTS.items()
+        for name, used in imports_of_all().items()
         for imported in used
         if FOLDERS.index(imported.split(".")[0]) > FOLDERS.index(name.split(".")[0])
         and (name, imported) not in DRAWS_ITSELF
@@ -70,7 +74,7 @@ def test_a_folder_imports_only_from_folders_above_it():
 
 def test_no_modules_import_each_other_in_a_circle():
     graph = nx.DiGraph()
-    for name, used in IMPORTS.items():
+    for name, used in imports_of_all().items():
         graph.add_edges_from((name, imported) for imported in used if (name, imported) not in DRAWS_ITSELF)
     assert [sorted(ring) for ring in nx.strongly_connected_components(graph) if len(ring) > 1] == []
 

