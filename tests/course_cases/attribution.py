@@ -54,15 +54,14 @@ def neurons():
 @lru_cache
 def missed():
     model, (_, corrupt), direct = fixtures.model(), fixtures.stores("ioi", 64), attribution("head")
-    found = []
-    for site in wb.grid("z", model):
-        name = f"a{site.layer}.{site.head}"
-        swapped = wb.effects(
-            model, fixtures.pairs("ioi", 64), sites=[site], value=wb.from_store(corrupt), progress=False
-        )
-        if abs(direct.sel(component=name)) < 0.3 and swapped.mean() < -0.5:
-            found.append(name)
-    return tuple(found)
+    sites, value = wb.grid("z", model), wb.from_store(corrupt)
+    swapped = wb.effects(model, fixtures.pairs("ioi", 64), sites=sites, value=value, progress=False)
+    means = swapped.mean("example")
+    return tuple(
+        f"a{layer}.{head}"
+        for layer, head in np.ndindex(4, 8)
+        if abs(direct.sel(component=f"a{layer}.{head}")) < 0.3 and means.sel(layer=layer, head=head) < -0.5
+    )
 
 
 CASES = {

@@ -5,14 +5,14 @@ from functools import lru_cache
 import numpy as np
 
 import workbench as wb
+from workbench.course import fixtures
 
 LEARNT = {"agreement": 500, "capitals": 1500, "ioi": 1850, "induction": 2250}
 
 
 @lru_cache
 def circuit(name):
-    model = wb.load_model(name)
-    pairs = wb.load_task("induction", model, n=32)
+    model, pairs = fixtures.model(name), fixtures.pairs("induction", 32)
     _, corrupt = wb.capture_pairs(model, pairs, progress=False)
     scores = wb.score_edges(
         model, pairs, value=wb.from_store(corrupt), method="eap-ig-inputs", progress=False
@@ -24,8 +24,7 @@ def circuit(name):
 def measured(names=("tiny@1500", "tiny@1850", "tiny@2250")):
     found = []
     for name in names:
-        model = wb.load_model(name)
-        pairs = wb.load_task("induction", model, n=32, split="heldout")
+        model, pairs = fixtures.model(name), fixtures.pairs("induction", 32, split="heldout")
         _, corrupt = wb.capture_pairs(model, pairs, progress=False)
         found.append(
             wb.evaluate(
