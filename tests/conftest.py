@@ -30,6 +30,7 @@ settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
 
 torch.set_num_threads(THREADS)
+gc.set_threshold(20_000, 10, 10)
 _numbers = itertools.count()
 
 
@@ -45,7 +46,6 @@ def pytest_collection_finish() -> None:
     """What imports have made is never garbage: it is not gone through again and again, which takes seconds."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 10, 10)
 
 
 def pytest_report_header() -> str:
