@@ -11,12 +11,14 @@ from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import (
     best_trade_off,
     grid_of_sizes,
+    keeping,
     measure_against,
     smallest_by_counterfactual,
     smallest_passing,
 )
-from workbench.discovery.refine import pruned
-from workbench.discovery.score_arrays import joint_scores
+from workbench.discovery.ranking import best_first, first_edges
+from workbench.discovery.refine import cut_finer, pruned
+from workbench.discovery.score_arrays import joint_scores, matrix_of
 from workbench.engine.circuits import Circuits
 from workbench.engine.resemblance import MEASURES, Resemblance, resemblance
 from workbench.errors import CircuitError, NoCircuit, UnknownName
@@ -154,7 +156,9 @@ def table(holds_a: list[bool], holds_b: list[bool], sizes=(3, 5, 8, 12, 18)) -> 
         coords={"ablation": ["swap", "abc"], "size": list(sizes)},
     )  # fmt: skip
     error = xr.DataArray(1 / np.array([sizes, sizes]), dims=passes.dims, coords=passes.coords)
-    return xr.Dataset({"passes": passes, "passes_all": passes.all("ablation"), "error": error})
+    n_pruned = xr.DataArray([0, *sizes[1:]], dims="size")  # the smallest size is dead ends alone
+    columns = {"passes": passes, "passes_all": passes.all("ablation"), "error": error, "n_pruned": n_pruned}
+    return xr.Dataset(columns)
 
 
 def test_a_size_passes_with_the_next_two_and_against_every_counterfactual():
@@ -166,6 +170,26 @@ def test_a_size_passes_with_the_next_two_and_against_every_counterfactual():
     assert smallest_passing(table([True] * 5, [False] * 5)) is None
     assert smallest_by_counterfactual(table([True] * 5, [False] * 5)) == {"swap": 3, "abc": None}
     assert best_trade_off(measured, at_most=12) == 12
+    alike = measured.assign(error=measured["error"] * 0 + 1.0)
+    assert best_trade_off(alike, at_most=12) == 5, "not the size of which no edge is left"
+
+
+def test_prompts_that_choose_ask_for_a_margin():
+    pairs, values = ioi()
+    graph = wb.Graph.of(tiny())
+    several = runs(tiny(), pairs, values, graph)
+    order = best_first(graph, np.abs(matrix_of(joint_scores(scores()), graph)))
+    masks = np.stack([graph.prune(first_edges(graph, order, n)) for n in (60, 90, 130, 400)])
+    numbers, chosen = (measure_against(masks, several, Criteria(), sure=sure) for sure in (None, 0.9))
+    assert (chosen["error_bound"] > chosen["error"]).all()
+    assert (chosen["kl_recovered_bound"] < chosen["kl_recovered"]).all()
+    assert (chosen["holds_b"] == (chosen["error_bound"] <= Criteria().error)).all()
+    assert (numbers["holds_b"] == (numbers["error"] <= Criteria().error)).all()
+    surer = measure_against(masks, several, Criteria(), sure=0.975)
+    assert (surer["error_bound"] > chosen["error_bound"]).all()
+    # A circuit that fails against one counterfactual is not run against the other, and fails all the same.
+    holds = [chosen[f"holds_{letter}"].values for letter in "abcd"]
+    assert keeping(masks, several, Criteria()).tolist() == np.stack(holds).all((0, 1)).tolist()
 
 
 def test_grids_end_with_two_sizes_beyond_the_largest_that_counts():
@@ -212,6 +236,20 @@ def test_refining_leaves_out_what_is_not_needed_and_keeps_the_criteria():
     # What is planted is needed: nothing of it can be left out.
     kept = pruned(planted.edges, gradients=several, runs=several, criteria=criteria)
     assert kept.sum() >= planted.n_edges - 1
+
+
+def test_finer_sizes_end_at_the_last_that_holds_from_above():
+    known = wb.planted("induction", n=24)
+    graph, pairs = wb.Graph.of(known.model), planted_pairs(known)
+    several = runs(known.model, pairs, {"zero": wb.zero()}, graph)
+    # The planted edges first: all of them are needed, and nothing else.
+    planted = wb.Circuit.of(graph, known.edges["zero"]).edges
+    order = best_first(graph, planted.astype(float))
+    needed = int(planted.sum())
+    finer = cut_finer(order, needed // 2, graph.n_edges, runs=several, criteria=Criteria())
+    tried = np.geomspace(graph.n_edges, needed // 2, 6)[1:-1].astype(int)
+    smallest = min(n for n in tried if n >= needed)
+    assert finer.tolist() == graph.prune(first_edges(graph, order, smallest)).tolist()
 
 
 def test_refine_needs_criteria_and_a_name_that_exists():

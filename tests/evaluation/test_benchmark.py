@@ -38,7 +38,7 @@ def few_prompts():
 
 @pytest.fixture(scope="module")
 def rows(few_prompts):
-    models, methods = ["planted-induction", "tiny"], ["eap", "random"]
+    models, methods = ["planted-induction", "tiny"], ["eap", "eap-ig-inputs", "random"]
     return list(bench_circuits(quick=True, methods=methods, models=models, progress=False))
 
 
@@ -83,6 +83,7 @@ def test_rows_of_tiny_have_no_known_edges_and_the_table_says_so(rows):
         assert (line["edge_auroc"] is None) == (row.model == "tiny")
     table = by_construction(rows).set_index(["value", "method"])
     assert table.loc[("corrupt", "eap"), "mean AUROC"] > table.loc[("corrupt", "random"), "mean AUROC"]
+    assert not any(row.refusal for row in rows)
     trained = on_trained_models(rows).set_index(["model", "value", "method"])
     assert {key[1] for key in trained.index} == {"corrupt", "zero"}
     better, noise = (trained.loc[("tiny", "corrupt", method)] for method in ("eap", "random"))

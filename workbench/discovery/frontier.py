@@ -192,7 +192,10 @@ def smallest_by_counterfactual(measured: xr.Dataset) -> dict[str, int | None]:
 
 
 def best_trade_off(measured: xr.Dataset, at_most: int) -> int:
-    """The size up to `at_most` whose worst error per prompt over counterfactuals is least."""
-    worst = measured["error"].max("ablation").values
+    """The size up to `at_most` whose worst error per prompt over counterfactuals is least.
+
+    Sizes that are dead ends alone come last: a circuit without an edge is no trade-off.
+    """
+    worst = np.where(measured["n_pruned"].values > 0, measured["error"].max("ablation").values, 1e300)
     allowed = measured["size"].values <= at_most
     return int(measured["size"].values[np.argmin(np.where(allowed, worst, np.inf))])

@@ -14,8 +14,9 @@ from workbench.circuit.graph import Graph
 from workbench.discovery.exact import lost_without
 from workbench.discovery.methods import METHODS
 from workbench.engine.circuits import Circuits
+from workbench.engine.counterfactuals import KINDS_READ, those_of
 from workbench.evaluation.agreement import exchanged
-from workbench.experiment import PairsInModel, writer_kinds
+from workbench.experiment import PairsInModel
 from workbench.models.load import load_model
 from workbench.models.pinned import PINNED, is_cached
 from workbench.planted_models.pairs import planted_pairs
@@ -142,6 +143,6 @@ def _trained(
     model = load_model(name)
     for task in tasks:
         pairs = (load_task(task, model, n=n, seed=seed, split=split) for split in ("train", "heldout"))
-        train, test = (PairsInModel.of(model, some, sites=writer_kinds(model)) for some in pairs)
+        train, test = (PairsInModel.of(model, some, sites=those_of(model, KINDS_READ)) for some in pairs)
         for value in extent.trained_values:
             yield Case(name, task, value, train, test, None, methods, seed)
