@@ -10,12 +10,14 @@ from workbench.render.circuit.svg import CircuitView, to_svg
 
 if __name__ == "__main__":
     model = wb.load_model("tiny", device="cpu")
-    pairs = wb.load_task("ioi", model, n=64)
-    heldout = wb.load_task("ioi", model, n=64, split="heldout")
-    _, corrupt = wb.capture_pairs(model, pairs)
-    _, held_corrupt = wb.capture_pairs(model, heldout)
-    circuit = wb.find_circuit(wb.score_edges(model, pairs, value=wb.from_store(corrupt)), n_edges=30)
-    result = wb.evaluate(circuit, model, heldout, value=wb.from_store(held_corrupt))
-    faithfulness = (float(result.faithfulness[0]), float(result.low[0]), float(result.high[0]))
-    view = CircuitView.of(circuit, title="Indirect objects in tiny", faithfulness=faithfulness)
+    find, select = wb.load_task("ioi", model, n=128).parts((1, 1))
+    scores = wb.score_edges(model, find, value=wb.counterfactual_values(model, find), keep=("example",))
+    circuit = wb.find_circuit(scores, criteria=wb.Criteria(), refine="prune", model=model, pairs=select)
+    test = wb.load_task("ioi", model, n=128, split="heldout")
+    result = wb.evaluate(circuit, model, test, value=wb.counterfactual_values(model, test), checks=())
+    # The counterfactual that it reproduces least.
+    least = result.isel(circuit=0, ablation=int(result["faithfulness"].isel(circuit=0).values.argmin()))
+    faithfulness = (float(least["faithfulness"]), float(least["low"]), float(least["high"]))
+    title = f"Indirect objects in tiny, against {least['ablation'].item()}"
+    view = CircuitView.of(circuit, title=title, faithfulness=faithfulness)
     Path(__file__).with_name("ioi.svg").write_text(to_svg(view, kind="component"), encoding="utf-8")
