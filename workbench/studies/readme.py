@@ -76,13 +76,17 @@ def _scope(evidence: Evidence) -> str:
     """Which counterfactuals the circuit holds against, and how many edges all of them need."""
     own = [row for row in evidence.counterfactuals if row.circuit == THIS]
     failing = [row for row in own if row.fails]
-    held = listed(f"*{row.counterfactual}*" for row in own if not row.fails)
-    text = f"It keeps the criteria of a circuit that may be believed against {held or 'none'}."
+    held = [f"*{row.counterfactual}*" for row in own if not row.fails]
+    text = "It keeps the criteria of a circuit that may be believed against "
+    text += f"{listed(held)}." if held else "no counterfactual."
     if failing:
         kept = listed(
             f"*{row.counterfactual}* ({row.fails}; it keeps {row.faithfulness.mean:z.2f})" for row in failing
         )
-        text += f" It fails them against {kept}: the account is of that difference, not of the whole task."
+        of_what = "it keeps the mean of the metric, and not all that the model does"
+        if held:
+            of_what = "the account is of one difference, not of the whole task"
+        text += f" It fails them against {kept}: {of_what}."
     others = [row for row in evidence.counterfactuals if row.circuit == ALL]
     if not others:
         most = f"{Criteria().at_most:.0%}"
