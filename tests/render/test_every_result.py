@@ -340,7 +340,7 @@ def test_names_of_panels_drop_their_axis_where_they_would_be_cut():
 
 def test_rows_of_the_bench_and_scores_of_tasks_are_tables_and_bars(lab):
     rows = [
-        Row(m, "t", "zero", method, x, x, x, x, x, 1.0, 1.0, 1)
+        Row(m, "t", "zero", method, x, x, x, x, x, x, x, x, x, x, 1.0, 1.0, 1)
         for m, x in (("a", 0.5), ("b", float("nan")))
         for method in ("eap", "exact")
     ]

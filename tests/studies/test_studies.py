@@ -228,8 +228,8 @@ def test_evidence_is_read_as_it_was_saved_and_what_is_none_is_refused(tmp_path):
             "again.",
         ),
         (
-            (IOI / FILE).read_text(encoding="utf-8").replace('"format": 1', '"format": 2'),
-            f"{str(path)!r} has format 2; this version reads 1. Run the study's study.py again.",
+            (IOI / FILE).read_text(encoding="utf-8").replace('"format": 2', '"format": 3'),
+            f"{str(path)!r} has format 3; this version reads 2. Run the study's study.py again.",
         ),
     ):
         if text is not None:

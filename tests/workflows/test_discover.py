@@ -93,7 +93,10 @@ def test_the_report_begins_with_what_the_model_can_do_and_what_was_found(run):
 
 
 def test_no_prompt_that_a_circuit_was_found_with_tests_it(run):
-    assert (run.evaluation["in_sample"].values == 0).all()
+    # NaN: other circuits than the first are not tested with values that chose none.
+    measured = run.evaluation["in_sample"].values[run.evaluation["faithfulness"].notnull().values]
+    assert len(measured) > len(run.circuits)
+    assert (measured == 0).all()
     assert run.evaluation.attrs["n"] == 2 * N
     assert run.competence.n == run.frontier.attrs["n"] == N
 
