@@ -247,7 +247,7 @@ def test_an_altered_study_fails_its_check(monkeypatch, capsys):
         (out / "README.md").write_text(page(evidence), encoding="utf-8")
 
     monkeypatch.setattr("workbench.studies.command.write", altered)
-    monkeypatch.setattr("workbench.studies.command.load_model", lambda name: None)
+    monkeypatch.setattr("workbench.studies.command.load_model", lambda name, bos: None)
     monkeypatch.setattr(sys, "argv", ["study.py", "--check"])
     with pytest.raises(SystemExit) as ended:
         main(study_of("ioi").STUDY, IOI)
@@ -261,7 +261,7 @@ def test_an_unaltered_study_passes_its_check(monkeypatch, capsys):
     monkeypatch.setattr(
         "workbench.studies.command.write", lambda study, model, out, **_: shutil.copytree(IOI, out)
     )
-    monkeypatch.setattr("workbench.studies.command.load_model", lambda name: None)
+    monkeypatch.setattr("workbench.studies.command.load_model", lambda name, bos: None)
     monkeypatch.setattr(sys, "argv", ["study.py", "--check"])
     with pytest.raises(SystemExit) as ended:
         main(study_of("ioi").STUDY, IOI)

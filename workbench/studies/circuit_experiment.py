@@ -31,10 +31,17 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Position, Shape
 from workbench.stores.store import ActivationStore
+from workbench.studies.by_rule import estimated_swaps
 from workbench.studies.prediction import Estimate, Prediction, Role
 
 Edits = dict[Any, Value]
 """Site → the value that is written there."""
+SMALL = 5000
+"""The most edges of a graph in which what runs the model for every component is measured on all pairs."""
+FEW = 16
+"""Pairs for the same in larger graphs."""
+STRONGEST = 20
+"""Components of a circuit of thousands of edges that a study looks at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,11 +52,39 @@ class CircuitExperiment(Experiment):
         circuit: as it was found; `labelled_circuit` has the roles of its heads.
         example_scores: (example, writer, reader), the scores that it was cut from.
         rules: the roles that heads can have; the first rule that fits counts.
+        columns: further columns of `heads` from the runs of some pairs, (example, component).
+        passes: whether the circuit kept criteria against every counterfactual on the prompts that chose it;
+            None where it was chosen by the share that it keeps against one.
     """
 
     circuit: Circuit
     example_scores: xr.DataArray
     rules: tuple[Role, ...] = ()
+    columns: Callable[[PairsInModel], Mapping[str, xr.DataArray]] = lambda _: {}
+    passes: bool | None = None
+
+    @property
+    def by_rule(self) -> bool:
+        """Whether criteria chose the circuit, against every counterfactual."""
+        return self.passes is not None
+
+    @cached_property
+    def training(self) -> "CircuitExperiment":
+        """The same circuit, measured on the training pairs: what predictions are made from before anything is
+        measured on held-out ones.
+        """
+        if self.heldout is self.train:
+            return self
+        return replace(self, heldout=self.train)
+
+    @cached_property
+    def few(self) -> "CircuitExperiment":
+        """The same circuit on the first `FEW` held-out pairs, for measurements that a large model takes long for;
+        in small ones all of them.
+        """
+        if self.circuit.graph.n_edges <= SMALL or len(self.heldout) <= FEW:
+            return self
+        return replace(self, heldout=self.heldout.select(slice(FEW)))
 
     @property
     def pairs(self) -> PromptPairs:
@@ -68,14 +103,24 @@ class CircuitExperiment(Experiment):
 
     @property
     def components(self) -> list[str]:
-        """The heads and MLPs of the circuit, as `a3.7` and `m3`."""
-        return [name for name in self.circuit.nodes if name not in ("input", "logits")]
+        """The heads and MLPs of the circuit, as `a3.7` and `m3`.
+
+        Of a circuit that criteria chose the `STRONGEST`: those that `estimated_swaps` puts first, from the
+        scores of training prompts.
+        """
+        names = [name for name in self.circuit.nodes if name not in ("input", "logits")]
+        if not self.by_rule:
+            return names
+        estimated = estimated_swaps(self.example_scores)
+        strongest = sorted(names, key=lambda name: estimated[name], reverse=True)[:STRONGEST]
+        return [name for name in names if name in strongest]
 
     @cached_property
     def heads(self) -> pd.DataFrame:
         """A row for each component of the circuit, of means over prompts.
 
-        Columns: `swapped` (the metric's change when the component's output is the corrupt run's), `direct`
+        Columns: `swapped` (the metric's change when the component's output is the corrupt run's; `swapped abc`
+        for a further counterfactual `abc`, where criteria chose the circuit), `direct`
         (its direct contribution to right minus wrong logits, norm frozen); for heads, attention from END to
         each named position, and the scores `copying`, `previous` and `induction`.
         """
@@ -85,15 +130,10 @@ class CircuitExperiment(Experiment):
     @cached_property
     def measured(self) -> dict[str, xr.DataArray]:
         """The columns of `heads` before averaging, each (example, component)."""
-        swapped = effects(
-            self.model,
-            self.pairs,
-            sites=outputs(self.components),
-            value=self.heldout.value("corrupt"),
-            metric=self.metric,
-            progress=False,
-        )
-        columns = {"swapped": swapped.rename(site="component").assign_coords(component=self.components)}
+        columns = {"swapped": self._swapped_alone(self.pairs)}
+        if self.by_rule:
+            for name in list(self.pairs.counterfactuals)[1:]:
+                columns[f"swapped {name}"] = self._swapped_alone(self.pairs.against(name))
         # Direct attribution reads one logit for each answer, so it needs answers of one token.
         if self.pairs.answers.shape[2] == self.pairs.wrong.shape[2] == 1:
             columns["direct"] = direct_attribution(
@@ -103,11 +143,24 @@ class CircuitExperiment(Experiment):
         attention = attention_to(self.clean, names)
         for name in names:
             columns[name] = self.by_head(attention.sel(key_pos=name))
-        columns["copying"] = self.by_head(copying_scores(self.clean, self.model))
+        # Each token is multiplied by the whole unembedding in every head: a few prompts have tokens enough.
+        columns["copying"] = self.by_head(copying_scores(self.few.clean, self.model))
         scores = head_scores(self.clean, scores=("previous", "induction"))
         for name in ("previous", "induction"):
             columns[name] = self.by_head(scores.sel(score=name))
-        return columns
+        return columns | dict(self.columns(self.heldout))
+
+    def _swapped_alone(self, pairs: PromptPairs) -> xr.DataArray:
+        """(example, component): the change of the metric when a component's output alone is swapped."""
+        swapped = effects(
+            self.model,
+            pairs,
+            sites=outputs(self.components),
+            value=self._with(pairs).value("corrupt"),
+            metric=self.metric,
+            progress=False,
+        )
+        return swapped.rename(site="component").assign_coords(component=self.components)
 
     @staticmethod
     def by_head(table: xr.DataArray) -> xr.DataArray:
@@ -118,9 +171,14 @@ class CircuitExperiment(Experiment):
 
     @cached_property
     def roles(self) -> dict[str, str]:
-        """Head → its role, for the heads of the circuit that have one."""
-        roles = {}
-        for name, row in self.heads[self.heads.index.str.startswith("a")].iterrows():
+        """Head → its role, for the heads of the circuit that have one.
+
+        Where criteria chose the circuit, training pairs decide, so that held-out ones only test.
+        """
+        roles, heads = {}, self.heads
+        if self.by_rule:
+            heads = self.training.heads
+        for name, row in heads[heads.index.str.startswith("a")].iterrows():
             fitting = [role.name for role in self.rules if role.fits(row)]
             if fitting:
                 roles[str(name)] = fitting[0]
@@ -214,9 +272,24 @@ class CircuitExperiment(Experiment):
         return result.isel(circuit=0)
 
     def _with(self, pairs: PromptPairs | None) -> PairsInModel:
-        if pairs is None:
+        # The held-out pairs themselves have their runs already.
+        if pairs is None or pairs is self.pairs:
             return self.heldout
         return PairsInModel.of(self.model, pairs, metric=self.metric)
+
+    def attention(self, heads: Sequence[str], to: Position, edits: Mapping[Any, Value]) -> np.ndarray:
+        """[example]: the attention from END to a position in the edited run, the mean of these heads."""
+        sites = [f"pattern[{layer}]" for layer in sorted(set(map(layer_of, heads)))]
+        recorded = self._recorded(edits, sites)
+        rows, end, key = torch.arange(len(self.pairs)), *map(self.pairs.clean.at, ("END", to))
+        weights = [recorded["pattern", head.layer][rows, head.index, end, key] for head in map(parsed, heads)]
+        return _as_numbers(torch.stack(weights).mean(0))
+
+    @torch.no_grad()
+    def _recorded(self, edits: Mapping[Any, Value], sites: Sequence[str]) -> Mapping[Any, Tensor]:
+        """What an edited run has at some sites, by (kind, layer)."""
+        other = self.pairs.corrupt if edits else None
+        return run(self.model, self.pairs.clean, edits=dict(edits), other=other, record=sites).recorded
 
     def attending(self, heads: Sequence[str], to: Position, instead_of: Position) -> Edits:
         """Edits that exchange, at END, each head's attention to two positions."""
@@ -249,10 +322,7 @@ class CircuitExperiment(Experiment):
         change nothing else.
         """
         sites = [f"{kind}[{layer}]" for layer in sorted(set(map(layer_of, heads)))]
-        with torch.no_grad():
-            recorded = run(
-                self.model, self.pairs.clean, edits=dict(edits), other=self.pairs.corrupt, record=sites
-            ).recorded
+        recorded = self._recorded(edits, sites)
         rows = torch.arange(len(self.pairs))
         new_edits: Edits = {}
         for head in map(parsed, heads):
@@ -290,12 +360,16 @@ class CircuitExperiment(Experiment):
         )
 
     def senders(self, heads: Sequence[str], port: str, top: int = 3) -> list[Estimate]:
-        """The writers whose direct paths into these heads' `port` (q or k) matter most, set to their mean."""
+        """The writers whose direct paths into these heads' `port` (q or k) matter most, set to their mean.
+
+        In a large model on `FEW` pairs, because every writer is a run.
+        """
+        few = self.few
         readers = [tuple(dict.fromkeys(self._reader(head, port) for head in heads))]
         # MLPs are frozen, so that only direct edges count and not what they do on the way.
         table = path_effects(
             self.model,
-            self.pairs,
+            few.pairs,
             receivers=readers,
             value=mean(self.clean),
             metric=self.metric,

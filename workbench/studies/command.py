@@ -12,6 +12,7 @@ from workbench.files import check_output, replaced
 from workbench.models.calls import model_call
 from workbench.models.load import load_model, model_name
 from workbench.models.model import Model
+from workbench.models.pinned import PINNED, is_cached
 from workbench.render.circuit.export import export
 from workbench.render.circuit.svg import CircuitView
 from workbench.studies.check import differences
@@ -53,11 +54,13 @@ def write(
 
 
 def main(study: Study, folder: Path) -> None:
-    """The command line of a study: `study.py [--model tiny] [--out DIR] [--n N] [--check] [--overwrite]`."""
+    """The command line of a study: `study.py [--model NAME] [--out DIR] [--n N] [--check] [--overwrite]`."""
 
     def command(
-        model: str = typer.Option("tiny", help="A name, or a Hugging Face directory."),
-        out: Path | None = typer.Option(None, help="Folder; for tiny the study's own."),  # noqa: B008
+        model: str = typer.Option(study.model, help="A name, or a Hugging Face directory."),
+        out: Path | None = typer.Option(  # noqa: B008
+            None, help=f"Folder; for {study.model} the study's own."
+        ),
         n: int | None = typer.Option(None, help="Prompts; by default the study's number."),
         check: bool = typer.Option(
             False, help="Compute it again and compare with the committed files; write nothing."
@@ -65,12 +68,12 @@ def main(study: Study, folder: Path) -> None:
         overwrite: bool = typer.Option(False, help="Replace what is in --out."),
     ) -> None:
         """Find a behaviour's circuit, test its account and write its evidence, or check the committed one."""
-        # Other models and sizes must not replace the committed study of tiny.
-        committed = model == "tiny" and n is None
-        _check_options(committed, folder, out, check=check, overwrite=overwrite)
+        # Other models and sizes must not replace the committed study.
+        committed = model == study.model and n is None
+        _check_options(study.model, committed, folder, out, check=check, overwrite=overwrite)
         if check:
             raise typer.Exit(_check(study, folder))
-        loaded = load_model(model)
+        loaded = load_model(model, bos=study.bos)
         # The command that the page prints: of the committed study it is the plain one.
         options = () if committed else ("--model", model_name(loaded), "--n", str(n or study.n))
         target = out or folder
@@ -86,28 +89,39 @@ def main(study: Study, folder: Path) -> None:
         raise SystemExit(1) from error
 
 
-def _check_options(committed: bool, folder: Path, out: Path | None, *, check: bool, overwrite: bool) -> None:
+def _check_options(
+    model: str, committed: bool, folder: Path, out: Path | None, *, check: bool, overwrite: bool
+) -> None:
     """Refuse what would write over the committed files, or compare them with something else."""
     if check and (out is not None or overwrite):
         raise WorkbenchError("--check writes nothing: leave out --out and --overwrite.")
     if out is None and not committed and not check:
         raise WorkbenchError(
-            "Only a study of tiny with its own number of prompts is written to its own folder: "
+            f"Only a study of {model} with its own number of prompts is written to its own folder: "
             "give --out DIR."
         )
     to_folder = out is not None and out.resolve() == folder.resolve()
     if not committed and (check or to_folder):
         raise WorkbenchError(
-            "The committed files are about tiny with the study's own number of prompts: "
+            f"The committed files are about {model} with the study's own number of prompts: "
             "give another --out, and no --check."
         )
 
 
 def _check(study: Study, folder: Path) -> int:
-    """Compute a study again and print how it differs from the committed one; 1 where it does."""
+    """Compute a study again and print how it differs from the committed one; 1 where it does.
+
+    Where the study is of pinned weights that are not on this machine, that is said, and is no failure.
+    """
+    if study.model in PINNED and not is_cached(PINNED[study.model]):
+        print(
+            f"{folder.name}: NOT CHECKED, because the weights of {study.model!r} are not on this machine. Get "
+            f"them with `workbench models get {study.model}`."
+        )
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         again = Path(temporary) / folder.name
-        write(study, load_model("tiny"), again, command=_command(folder))
+        write(study, load_model(study.model, bos=study.bos), again, command=_command(folder))
         reasons = differences(folder, again)
     agrees = f"{folder.name}: the edges are the same, and every number is within its interval"
     print("\n".join(map(spelled, reasons)) or agrees)

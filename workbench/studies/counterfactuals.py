@@ -2,25 +2,28 @@
 
 A circuit that was found against one counterfactual is the circuit of that difference. So it is held to the
 criteria of a believable circuit against every counterfactual of the task, beside the smallest circuit that
-keeps them all. Read `against_counterfactuals`.
+keeps them all. A circuit that the criteria chose is held to them beside its core, and the `frontier` has
+circuits of other sizes. Read `against_counterfactuals`.
 """
+
+from collections.abc import Mapping
 
 import xarray as xr
 
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import with_verdicts
-from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.errors import NoCircuit
 from workbench.evaluation.evaluate import evaluate
-from workbench.experiment import PairsInModel
+from workbench.studies.by_rule import Core, by_rule, find_and_select, scores_of
 from workbench.studies.circuit_experiment import CircuitExperiment
 from workbench.studies.evidence import Counterfactual
 from workbench.studies.prediction import Estimate
-from workbench.tasks.registry import load_task
 
-THIS, ALL = "this circuit", "of all counterfactuals"
+THIS, ALL, CORE = "this circuit", "of all counterfactuals", "its core"
+SHARES = (0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2)
+"""Sizes of the frontier, as shares of the graph's edges."""
 
 
 def against_counterfactuals(
@@ -37,6 +40,27 @@ def against_counterfactuals(
     believable = _believable(task, experiment, method)
     if believable is not None:
         circuits[ALL] = believable
+    return _against_each(circuits, experiment)
+
+
+def with_core(experiment: CircuitExperiment, core: Core) -> tuple[Counterfactual, ...]:
+    """A circuit that criteria chose, and its core, against each counterfactual, on the held-out pairs."""
+    return _against_each({THIS: experiment.circuit, CORE: core.circuit}, experiment)
+
+
+def frontier(experiment: CircuitExperiment) -> tuple[Counterfactual, ...]:
+    """Circuits of several sizes of the same ranking against each counterfactual, on the held-out pairs."""
+    circuits = {}
+    for share in SHARES:
+        n_edges = int(share * experiment.circuit.graph.n_edges)
+        circuits[f"{share:.0%}"] = find_circuit(experiment.example_scores, n_edges=n_edges)
+    return _against_each(circuits, experiment)
+
+
+def _against_each(
+    circuits: Mapping[str, Circuit], experiment: CircuitExperiment
+) -> tuple[Counterfactual, ...]:
+    """A row for each circuit and counterfactual."""
     held = experiment.heldout
     measured = evaluate(
         list(circuits.values()), held.model, held.pairs, value=held.counterfactuals, metric=held.metric,
@@ -56,21 +80,9 @@ def _believable(task: str, experiment: CircuitExperiment, method: str) -> Circui
 
     Its prompts are as many as the study's, to make scores and again to choose the size.
     """
-    train = experiment.train
-    pairs = load_task(task, train.model, n=2 * len(train), seed=train.seed, split="train")
-    find, select = (
-        PairsInModel.of(train.model, part, metric=train.metric)
-        for part in pairs.parts((1, 1), seed=train.seed)
-    )
-    scores = score_edges(
-        find.model, find.pairs, value=find.counterfactuals, metric=find.metric, method=method,
-        keep=("example",), progress=False,
-    )  # fmt: skip
+    find, select = find_and_select(task, experiment.train)
     try:
-        return find_circuit(
-            scores, criteria=Criteria(), model=select.model, pairs=select.pairs, value=select.counterfactuals,
-            metric=select.metric,
-        )  # fmt: skip
+        return by_rule(scores_of(find, method), select, Criteria())
     except NoCircuit:
         return None
 

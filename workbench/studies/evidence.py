@@ -5,7 +5,7 @@ here once. `measure.evidence` fills it; nothing here runs a model.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,6 +16,8 @@ from workbench.studies.prediction import Estimate, Real
 
 FILE = "study.json"
 FORMAT = 2
+SHOWN_EDGES = 60
+"""The most edges that a page names."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Component:
         attention: named position → a head's mean attention to it from END; empty for MLPs.
         copying: a head's copying score, -1 to 1; None for MLPs.
         role: empty where no rule fits.
+        further: counterfactual → the same as `swapped`, against the task's other ones; of circuits that criteria
+            chose.
+        scores: what else the rules of the roles read, by column.
     """
 
     name: str
@@ -58,15 +63,23 @@ class Component:
     attention: Mapping[str, float]
     copying: float | None
     role: str
+    further: Mapping[str, Estimate] = field(default_factory=dict)
+    scores: Mapping[str, Real] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RoleRule:
-    """A role, its rule in words, and the heads that meet it."""
+    """A role, its rule in words, and the heads that meet it.
+
+    Attributes:
+        published: how many heads of another model have this role in the published circuit; None where it has no
+            such role, or is of the same model.
+    """
 
     name: str
     rule: str
     heads: tuple[str, ...]
+    published: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +122,34 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class RuleSearch:
+    """How criteria chose a circuit, against every counterfactual.
+
+    Attributes:
+        edges: how many the circuit has.
+        passes: whether it keeps the criteria on the prompts that chose it; False: it is the nearest one.
+        n_select: prompts that chose it.
+        most: the largest number of edges that counted as a circuit.
+        frontier: circuits of several sizes of the same ranking, on held-out prompts.
+        core_draws: resamples of the prompts that made the core.
+        components: heads and MLPs in the circuit, and `all_components` in the model.
+        published_model: of the published circuit whose roles stand beside these; empty without one.
+        few: held-out prompts for copying scores and path patching.
+    """
+
+    edges: int
+    passes: bool
+    n_select: int
+    most: int
+    frontier: tuple[Counterfactual, ...]
+    core_draws: int
+    components: int
+    all_components: int
+    published_model: str
+    few: int
+
+
+@dataclass(frozen=True)
 class Evidence:
     """A study of one model: the claim, the account, and what speaks for and against them.
 
@@ -118,7 +159,7 @@ class Evidence:
         n_train, n_heldout: pairs that the circuit was found on, and that everything else was measured on.
         share: of the behaviour that the search kept on the training pairs.
         graph_edges: edges of the whole model.
-        edges: of the circuit, strongest first.
+        edges: of the circuit, strongest first; where criteria chose it only the first of them.
         clean, corrupt: the first held-out pair as text.
         behaviour: metrics, faithfulness under three values, stability.
         counterfactuals: the circuit against each counterfactual of the task, and what holds against all.
@@ -129,6 +170,7 @@ class Evidence:
         tests: the predictions, in the order in which they were run.
         untested: why there is none, or empty.
         limits: what the author adds to what is not explained.
+        search: how criteria chose the circuit; None where a share of the behaviour did.
     """
 
     task: str
@@ -158,7 +200,13 @@ class Evidence:
     untested: str
     agreement: Agreement | None
     limits: tuple[str, ...]
+    search: RuleSearch | None = None
     format: int = FORMAT
+
+    @property
+    def n_edges(self) -> int:
+        """How many edges the circuit has."""
+        return len(self.edges) if self.search is None else self.search.edges
 
     def estimate(self, name: str) -> Estimate:
         """The row of `behaviour` or `controls` of that name."""

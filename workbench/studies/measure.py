@@ -2,6 +2,7 @@
 beside controls.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import xarray as xr
@@ -18,18 +19,23 @@ from workbench.evaluation.curves import stability
 from workbench.evaluation.evaluate import evaluate
 from workbench.models.load import model_name
 from workbench.statistics import central
-from workbench.studies.circuit_experiment import CircuitExperiment
-from workbench.studies.counterfactuals import against_counterfactuals
-from workbench.studies.evidence import Agreement, Component, Evidence, PublishedRole, RoleRule, TestResult
+from workbench.studies.by_rule import DRAWS, Core, core
+from workbench.studies.circuit_experiment import SMALL, CircuitExperiment
+from workbench.studies.counterfactuals import against_counterfactuals, frontier, with_core
+from workbench.studies.evidence import (
+    SHOWN_EDGES,
+    Agreement,
+    Component,
+    Evidence,
+    PublishedRole,
+    RoleRule,
+    RuleSearch,
+    TestResult,
+)
 from workbench.studies.prediction import Estimate
 from workbench.studies.study import Study
 from workbench.tasks.registry import TASKS, load_task
 from workbench.text import visible
-
-SMALL = 5000
-"""The most edges of a graph with which completeness and minimality are measured too: they run the model for
-every component.
-"""
 
 
 def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Evidence:
@@ -39,8 +45,17 @@ def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Ev
         command: what makes it again, for the page.
     """
     circuit, pairs = experiment.circuit, experiment.pairs
-    checked = _checked(experiment)
     tests, untested = _tests(study, experiment)
+    checked = _checked(experiment)
+    edges = circuit.edge_list
+    stable = search = None
+    if experiment.by_rule:
+        stable = core(experiment.example_scores, circuit.n_requested)
+        counterfactuals, search = with_core(experiment, stable), _search(study, experiment)
+        # Thousands: all of them are in `circuit.json`.
+        edges = edges[:SHOWN_EDGES]
+    else:
+        counterfactuals = against_counterfactuals(study.task, experiment, method=study.method)
     heads = [name for name, role in experiment.roles.items() if role == study.traced_role]
     # `minimal` and `unneeded` exist only where the check was affordable.
     small = _is_small(circuit)
@@ -56,22 +71,23 @@ def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Ev
         n_train=len(experiment.train),
         n_heldout=len(pairs),
         graph_edges=circuit.graph.n_edges,
-        edges=tuple(map(str, circuit.edge_list)),
+        edges=tuple(map(str, edges)),
         clean=" ".join(map(visible, pairs.clean.strings[0])),
         corrupt=" ".join(map(visible, pairs.corrupt.strings[0])),
-        behaviour=tuple(_behaviour(experiment, checked)),
-        counterfactuals=against_counterfactuals(study.task, experiment, method=study.method),
+        behaviour=tuple(_behaviour(experiment, checked, stable)),
+        counterfactuals=counterfactuals,
         controls=tuple(_controls(study, experiment, checked)),
         minimal=float(checked["minimal"]) if small else None,
         unneeded=str(checked["unneeded"].values) if small else "",
         components=tuple(_component(experiment, name) for name in experiment.components),
-        roles=tuple(_role_rules(experiment)),
+        roles=tuple(_role_rules(study, experiment)),
         traced_heads=tuple(heads),
         senders=tuple(_senders(experiment, heads)),
         tests=tuple(tests),
         untested=untested,
         agreement=_agreement(study, experiment),
         limits=tuple(study.limits),
+        search=search,
     )
 
 
@@ -118,16 +134,35 @@ def _evaluate(
     )
 
 
-def _behaviour(experiment: CircuitExperiment, checked: xr.Dataset) -> list[Estimate]:
+def _search(study: Study, experiment: CircuitExperiment) -> RuleSearch:
+    """How criteria chose the circuit."""
+    assert study.criteria is not None
+    circuit = experiment.circuit
+    inside = [name for name in circuit.nodes if name not in ("input", "logits")]
+    published = "" if study.reference is None else str(reference_circuit(study.reference).attrs["model"])
+    return RuleSearch(
+        edges=circuit.n_edges,
+        passes=bool(experiment.passes),
+        # As many as made the scores: see `find_and_select`.
+        n_select=len(experiment.train),
+        most=int(study.criteria.at_most * circuit.graph.n_edges),
+        frontier=frontier(experiment),
+        core_draws=DRAWS,
+        components=len(inside),
+        # Of the writers the first is the input.
+        all_components=len(circuit.graph.writers) - 1,
+        published_model=published,
+        few=len(experiment.few.pairs),
+    )
+
+
+def _behaviour(
+    experiment: CircuitExperiment, checked: xr.Dataset, core_of_rule: Core | None
+) -> list[Estimate]:
     """How much of the behaviour the circuit keeps, under each value, and how stable it is."""
     metric = experiment.metric.name
     values = {name: experiment.heldout.value(name) for name in ("zero", "mean")}
     by_value = _evaluate(experiment, experiment.circuit, values, ()).isel(circuit=0)
-    # Circuits of resampled prompts are as large before pruning, or sizes would differ as well as edges.
-    size = experiment.circuit.n_requested
-    resampled = stability(
-        experiment.example_scores, find=lambda scores: find_circuit(scores, n_edges=size, by="signed")
-    )
     share = "share of the difference between clean and corrupt runs that the circuit keeps"
     rows = [
         Estimate.of("metric of the model", checked["m_full"].values, f"{metric}, clean run"),
@@ -140,6 +175,13 @@ def _behaviour(experiment: CircuitExperiment, checked: xr.Dataset) -> list[Estim
     for name in values:
         note = f"{name} values instead of corrupt ones"
         rows.append(_kept(f"faithfulness, {name} values", by_value.sel(ablation=name), note))
+    if core_of_rule is not None:
+        return [*rows, core_of_rule.stability]
+    # Circuits of resampled prompts are as large before pruning, or sizes would differ as well as edges.
+    size = experiment.circuit.n_requested
+    resampled = stability(
+        experiment.example_scores, find=lambda scores: find_circuit(scores, n_edges=size, by="signed")
+    )
     note = "Jaccard index of circuits found on resampled prompts"
     low, high = float(resampled["low"]), float(resampled["high"])
     return [*rows, Estimate("stability", float(resampled["jaccard"]), low, high, note)]
@@ -195,14 +237,24 @@ def _component(experiment: CircuitExperiment, name: str) -> Component:
             if position != "END":
                 attention[position] = float(means[position])
     role = experiment.roles.get(name, "")
-    return Component(name, estimate("swapped"), direct, attention, copying, role)
+    if not experiment.by_rule:
+        return Component(name, estimate("swapped"), direct, attention, copying, role)
+    further = {other: estimate(f"swapped {other}") for other in list(experiment.pairs.counterfactuals)[1:]}
+    read = {column for rule in experiment.rules for column in (*rule.at_least, *rule.at_most)}
+    known = {"swapped", "direct", "copying", *attention, *(f"swapped {other}" for other in further)}
+    # MLPs have no cell in the columns of heads.
+    scores = {column: float(means[column]) for column in sorted(read - known) if name.startswith("a")}
+    return Component(name, estimate("swapped"), direct, attention, copying, role, further, scores)
 
 
-def _role_rules(experiment: CircuitExperiment) -> list[RoleRule]:
+def _role_rules(study: Study, experiment: CircuitExperiment) -> list[RoleRule]:
+    published: Counter[str] = Counter()
+    if experiment.by_rule and study.reference is not None:
+        published = Counter(reference_circuit(study.reference).labels.values())
     rules = []
     for role in experiment.rules:
         heads = [head for head, name in experiment.roles.items() if name == role.name]
-        rules.append(RoleRule(role.name, str(role), tuple(heads)))
+        rules.append(RoleRule(role.name, str(role), tuple(heads), published.get(role.name)))
     return rules
 
 

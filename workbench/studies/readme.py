@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench.discovery.criteria import Criteria
-from workbench.studies.counterfactuals import ALL, THIS
-from workbench.studies.evidence import Agreement, Component, Evidence
+from workbench.studies.counterfactuals import ALL, CORE, THIS
+from workbench.studies.evidence import SHOWN_EDGES, Agreement, Component, Counterfactual, Evidence, RuleSearch
 from workbench.text import listed, visible
 
 SHARED = 0.2
 """A circuit whose interval on another task lies above this is not particular to its own task."""
-SHOWN_EDGES = 60
 _ALWAYS = (
     "What clean and corrupt prompts have in common: an edge whose input is the same in both prompts cannot "
     "be found by patching with the corrupt run, even if the model uses it.",
@@ -33,13 +32,15 @@ def page(evidence: Evidence) -> str:
         "## Evidence\n\n"
         + table(("", "value", ""), [(row.name, row, row.note) for row in evidence.behaviour]),
         _counterfactuals(evidence),
+        _frontier(evidence),
         "## Controls\n\n"
         + table(("", "faithfulness", ""), [(row.name, row, row.note) for row in evidence.controls]),
         _components(evidence),
         _roles(evidence),
+        _published_roles(evidence),
         _senders(evidence),
         "## Tests of the account\n\n" + _tests(evidence),
-        _published(evidence.agreement, len(evidence.edges)),
+        _published(evidence.agreement, evidence.n_edges),
         "## Not explained\n\n" + "".join(f"* {line}\n" for line in not_explained(evidence)),
     ]
     return "\n".join(section for section in sections if section)
@@ -62,6 +63,8 @@ def _claim(evidence: Evidence) -> str:
     doubt = ""
     if not _behaves(evidence):
         doubt = f" **`{name}` is not shown to do this**: see what is not explained."
+    if evidence.search is not None:
+        return _claim_by_rule(evidence, evidence.search) + doubt + f"\n\n**Scope.** {_scope(evidence)}\n"
     return (
         f"**Claim.** {len(evidence.edges)} of the {evidence.graph_edges} edges of `{name}` are the circuit of the "
         f"difference *{evidence.counterfactuals[0].counterfactual}*: they keep {evidence.estimate('faithfulness')} of "
@@ -69,6 +72,32 @@ def _claim(evidence: Evidence) -> str:
         f"prompts. Random circuits of the same size keep {evidence.estimate('random circuits')}; the same edges "
         f"through other heads of each layer keep {evidence.estimate('other heads')}.{doubt}\n\n"
         f"**Scope.** {_scope(evidence)}\n"
+    )
+
+
+def _claim_by_rule(evidence: Evidence, search: RuleSearch) -> str:
+    """What is claimed of a circuit that criteria chose."""
+    share = search.edges / evidence.graph_edges
+    own = [row for row in evidence.counterfactuals if row.circuit == THIS]
+    names = listed(f"*{row.counterfactual}*" for row in own)
+    if search.passes:
+        chosen = (
+            f"the smallest circuit found that keeps the criteria below against {names}, on the {search.n_select} "
+            "prompts that chose its size"
+        )
+    else:
+        chosen = (
+            f"the circuit nearest to the model: none of up to {search.most} edges keeps the criteria below against "
+            f"{names} on the {search.n_select} prompts that choose a size"
+        )
+    kept = listed(f"{row.faithfulness} against *{row.counterfactual}*" for row in own)
+    return (
+        f"**Claim.** {search.edges} of the {evidence.graph_edges} edges of `{_code(evidence.model)}` ({share:.1%}) "
+        f"are {chosen}. On {evidence.n_heldout} held-out prompts they keep {kept} of what {evidence.metric} loses. "
+        f"Random circuits of the same size keep {evidence.estimate('random circuits')}; the same edges through other "
+        f"heads of each layer keep {evidence.estimate('other heads')}. They touch {search.components} of "
+        f"{search.all_components} heads and MLPs, so this page is about the {len(evidence.components)} that matter "
+        "most."
     )
 
 
@@ -87,6 +116,13 @@ def _scope(evidence: Evidence) -> str:
         if held:
             of_what = "the account is of one difference, not of the whole task"
         text += f" It fails them against {kept}: {of_what}."
+    if evidence.search is not None:
+        core = [row for row in evidence.counterfactuals if row.circuit == CORE]
+        kept = listed(f"{row.faithfulness.mean:z.2f} against *{row.counterfactual}*" for row in core)
+        return (
+            f"{text} Its core, the {core[0].edges} edges that stay in nine of ten of {evidence.search.core_draws} "
+            f"resamples of the prompts, keeps {kept}."
+        )
     others = [row for row in evidence.counterfactuals if row.circuit == ALL]
     if not others:
         most = f"{Criteria().at_most:.0%}"
@@ -98,18 +134,38 @@ def _scope(evidence: Evidence) -> str:
 
 def _counterfactuals(evidence: Evidence) -> str:
     """The circuit, and that of all counterfactuals, against each of them."""
-    header = ("", "edges", "against", "faithfulness", "error", "r", "KL recovered", "fails")
-    rows = []
-    for row in evidence.counterfactuals:
-        measures = (row.faithfulness, row.error, row.r, row.kl_recovered)
-        rows.append((row.circuit, row.edges, row.counterfactual, *measures, row.fails or "-"))
     criteria = Criteria()
     bounds = "; ".join(criteria.text(letter) for letter in "abcd")
+    beside = (
+        f'"{ALL}" is the smallest circuit that keeps them against every counterfactual, chosen on other prompts, '
+        "with nothing refined."
+    )
+    if evidence.search is not None:
+        beside = f'"{CORE}" is what stays when the prompts that made the scores are drawn again.'
     return (
         "## Against which counterfactuals\n\nPrompt by prompt on the held-out prompts: error is the mean |m(circuit) "
         "- m(model)| as a share of the mean gap, r the correlation over prompts. A circuit that may be believed keeps "
-        f'four criteria: {bounds}. "{ALL}" is the smallest circuit that keeps them against every counterfactual, '
-        "chosen on other prompts, with nothing refined.\n\n" + table(header, rows)
+        f"four criteria: {bounds}. {beside}\n\n" + _resemblances(evidence.counterfactuals)
+    )
+
+
+def _resemblances(circuits: Sequence[Counterfactual]) -> str:
+    """Circuits against counterfactuals, a row for each of both."""
+    header = ("", "edges", "against", "faithfulness", "error", "r", "KL recovered", "fails")
+    rows = []
+    for row in circuits:
+        measures = (row.faithfulness, row.error, row.r, row.kl_recovered)
+        rows.append((row.circuit, row.edges, row.counterfactual, *measures, row.fails or "-"))
+    return table(header, rows)
+
+
+def _frontier(evidence: Evidence) -> str:
+    """Circuits of other sizes of the same ranking."""
+    if evidence.search is None:
+        return ""
+    return (
+        "## How many edges it takes\n\nThe best edges of the same ranking, on the held-out prompts: how many, as a "
+        "share of the graph and after dead ends are left out.\n\n" + _resemblances(evidence.search.frontier)
     )
 
 
@@ -128,10 +184,15 @@ def _verdict(evidence: Evidence) -> str:
 def _edges(evidence: Evidence) -> str:
     if len(evidence.edges) > SHOWN_EDGES:
         return "Its edges are in `circuit.json`.\n"
-    return "Edges, strongest first: " + " ".join(f"`{edge}`" for edge in evidence.edges) + "\n"
+    named = " ".join(f"`{edge}`" for edge in evidence.edges)
+    if len(evidence.edges) < evidence.n_edges:
+        return f"Its {len(evidence.edges)} strongest edges, the others are in `circuit.json`: {named}\n"
+    return f"Edges, strongest first: {named}\n"
 
 
 def _method(evidence: Evidence) -> str:
+    if evidence.search is not None:
+        return _method_by_rule(evidence, evidence.search)
     return (
         f"## Method\n\nEdges are scored by {evidence.method} on {evidence.n_train} training prompts. The "
         f"circuit is the smallest set of best-scored edges that keeps {evidence.share:.0%} of the difference "
@@ -141,7 +202,22 @@ def _method(evidence: Evidence) -> str:
     )
 
 
+def _method_by_rule(evidence: Evidence, search: RuleSearch) -> str:
+    return (
+        f"## Method\n\nEdges are scored by {evidence.method} on {evidence.n_train} training prompts against every "
+        f"counterfactual, and ranked by the size of their scores. Other {search.n_select} training prompts choose "
+        "the smallest size that keeps the criteria, and edges are left out as long as they are kept; dead ends "
+        "are pruned. Every edge outside the circuit carries its value from the corrupt run. Roles, rules and "
+        "predicted numbers come from training prompts; all numbers below are means over held-out prompts with 95 % "
+        f"bootstrap intervals, against *{evidence.counterfactuals[0].counterfactual}* unless another "
+        f"counterfactual is named; copying scores and path patching are of {search.few} of them. Seed 0, metric "
+        f"{evidence.metric}.\n"
+    )
+
+
 def _components(evidence: Evidence) -> str:
+    if evidence.search is not None:
+        return _components_by_rule(evidence)
     header = ("", f"swapped ({evidence.metric})", "direct (logits)", "from END to", "copying", "role")
     rows = [_component_row(component) for component in evidence.components]
     return (
@@ -149,6 +225,42 @@ def _components(evidence: Evidence) -> str:
         "the corrupt run's; its direct contribution to the right minus the wrong logit; where a head attends "
         "from END; and its copying score, -1 to 1, which is positive when a head raises the logits of the "
         "tokens that it attends to.\n\n" + table(header, rows)
+    )
+
+
+def _components_by_rule(evidence: Evidence) -> str:
+    """The strongest components, and what the rules of their roles read."""
+    first = evidence.components[0]
+    swaps = [f"swapped *{name}*" for name in (evidence.counterfactuals[0].counterfactual, *first.further)]
+    header = ("", *swaps, "direct (logits)", "from END to", "copying", "other scores", "role")
+    rows = []
+    for component in evidence.components:
+        name, swapped, *rest, role = _component_row(component)
+        scores = ", ".join(f"{column} {score:z.2f}" for column, score in component.scores.items()) or "-"
+        rows.append((name, swapped, *component.further.values(), *rest, scores, role))
+    return (
+        f"## Components\n\nThe {len(evidence.components)} heads and MLPs whose swap changes the metric most, as "
+        "the scores of the training prompts estimate it: the sum of the scores of a component's outgoing edges, its "
+        "size averaged over the counterfactuals. For each: the change of the metric when its output alone is "
+        "replaced by the corrupt run's; its direct contribution to the right minus the wrong logit; where a head "
+        "attends from END; its copying score, -1 to 1; and what else the rules of the roles read.\n\n"
+        + table(header, rows)
+    )
+
+
+def _published_roles(evidence: Evidence) -> str:
+    """How many heads have the roles of the published circuit of another model."""
+    rows = [
+        (role.name, len(role.heads), "none" if role.published is None else role.published)
+        for role in evidence.roles
+    ]
+    if evidence.search is None or all(role.published is None for role in evidence.roles):
+        return ""
+    return (
+        f"## Beside the published roles\n\nHow many of the heads above meet the rule of a role, and how many heads "
+        f"of {evidence.search.published_model} have it in the published circuit. The two models have different "
+        "graphs, so no edges are compared; and the published roles were given by hand, after more experiments "
+        "than a rule holds.\n\n" + table(("role", "here", evidence.search.published_model), rows)
     )
 
 
@@ -186,9 +298,12 @@ def _tests(evidence: Evidence) -> str:
     for test in evidence.tests:
         verdict = "holds" if test.holds else "**fails**"
         rows.append((test.name, test.measured, f"{test.predicted:.3f}", test.criterion, verdict, test.claim))
+    looked = "looking at `tiny`"
+    if evidence.search is not None:
+        looked = "looking at training prompts, and the predicted numbers were measured on them"
     return (
         "Each prediction was computed before its edit was run. The account, the rules and the criteria were "
-        "written after looking at `tiny`. A criterion is about the mean: where it holds, the interval need "
+        f"written after {looked}. A criterion is about the mean: where it holds, the interval need "
         "not contain the prediction.\n\n"
         + table(("", "measured", "predicted", "criterion", "verdict", "claim"), rows)
     )
@@ -218,8 +333,16 @@ def not_explained(evidence: Evidence) -> list[str]:
             f"{evidence.estimate('metric of the model')}, is not clearly above that of the corrupt run, "
             f"{evidence.estimate('metric of the corrupt run')}."
         )
+    missed = f"{1 - faithfulness.mean:z.1%} of the difference: the circuit keeps {faithfulness}."
+    if evidence.search is not None:
+        errors = [
+            f"{row.error} of the gap against *{row.counterfactual}*"
+            for row in evidence.counterfactuals
+            if row.circuit == THIS
+        ]
+        missed = f"What single prompts do: the circuit misses the model by {listed(errors)}, on average."
     lines += [
-        f"{1 - faithfulness.mean:z.1%} of the difference: the circuit keeps {faithfulness}.",
+        missed,
         f"The whole behaviour: with zeros outside the circuit it keeps {zero}, with means {mean}. A circuit "
         "found against corrupt prompts explains the difference between the two prompts.",
     ]

@@ -3,20 +3,28 @@
 `Study.experiment(model)` finds the circuit; `measure.evidence` then measures everything that a study reports.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import xarray as xr
+
+from workbench.discovery.criteria import Criteria
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.errors import PromptError
-from workbench.experiment import Experiment
+from workbench.experiment import Experiment, PairsInModel
 from workbench.models.model import Model
+from workbench.studies.by_rule import by_rule_or_nearest, find_and_select, scores_of
 from workbench.studies.circuit_experiment import CircuitExperiment
 from workbench.studies.prediction import Prediction, Role
 
 
 def _no_tests(experiment: CircuitExperiment) -> list[Prediction]:
     return []
+
+
+def _no_columns(pairs: PairsInModel) -> Mapping[str, xr.DataArray]:
+    return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +42,11 @@ class Study:
         n: prompts to find the circuit on, and as many held-out ones.
         share: of the behaviour that the circuit has to keep on the prompts of the search.
         reference: a published circuit of the same behaviour (see `reference_circuit`).
+        model: whose study it is: the committed files are about this model.
+        bos: whether prompts begin with BOS, as in `load_model`.
+        criteria: if given, they choose the circuit, against every counterfactual and on prompts that made no
+            scores, and not `share`; the study then looks at its strongest components.
+        columns: further columns for the rules of the roles, (example, component), from the runs of some pairs.
     """
 
     task: str
@@ -47,6 +60,10 @@ class Study:
     n: int = 48
     share: float = 0.9
     reference: str | None = None
+    model: str = "tiny"
+    bos: bool | None = None
+    criteria: Criteria | None = None
+    columns: Callable[[PairsInModel], Mapping[str, xr.DataArray]] = _no_columns
 
     def experiment(self, model: Model, *, n: int | None = None, seed: int = 0) -> CircuitExperiment:
         """This behaviour's circuit in a model, found on training prompts, to be tested on held-out ones.
@@ -62,6 +79,8 @@ class Study:
         if n == 1:
             raise PromptError("n=1: a study needs at least two prompts, because one has no interval.")
         data = Experiment.of(model, self.task, n=n, seed=seed)
+        if self.criteria is not None:
+            return self._by_rule(data, self.criteria)
         train, metric, value = data.train.pairs, data.metric, data.train.value("corrupt")
         example_scores = score_edges(
             model,
@@ -85,4 +104,15 @@ class Study:
             value=value,
             metric=metric,
         )
-        return CircuitExperiment(data.train, data.heldout, circuit, example_scores, tuple(self.roles))
+        return CircuitExperiment(
+            data.train, data.heldout, circuit, example_scores, tuple(self.roles), self.columns
+        )
+
+    def _by_rule(self, data: Experiment, criteria: Criteria) -> CircuitExperiment:
+        """The circuit that the criteria choose, or the nearest to it."""
+        find, select = find_and_select(self.task, data.train)
+        scores = scores_of(find, self.method)
+        circuit, passes = by_rule_or_nearest(scores, select, criteria)
+        return CircuitExperiment(
+            find, data.heldout, circuit, scores, tuple(self.roles), self.columns, passes=passes
+        )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from workbench.discovery.criteria import Criteria
 from workbench.studies import readme
 from workbench.studies.counterfactuals import ALL, THIS
 from workbench.studies.evidence import FILE, Evidence
@@ -35,16 +36,23 @@ def _row(name: str, evidence: Evidence) -> tuple[str, ...]:
     most = max(evidence.other_tasks, key=lambda row: row.mean)
     return (
         f"[{name}]({name}/README.md)",
-        f"{len(evidence.edges)} of {evidence.graph_edges}",
+        f"{evidence.n_edges} of {evidence.graph_edges}",
         ", ".join(
             row.counterfactual for row in evidence.counterfactuals if row.circuit == THIS and not row.fails
         )
         or "none",
-        next(
-            (f"{row.edges} edges" for row in evidence.counterfactuals if row.circuit == ALL),
-            "none under 15 %",
-        ),
+        _of_all(evidence),
         *(str(evidence.estimate(column)) for column in _COLUMNS),
         f"{most} {most.name}",
         f"{evidence.n_held} of {len(evidence.tests)}",
     )
+
+
+def _of_all(evidence: Evidence) -> str:
+    """The smallest circuit that keeps the criteria against all counterfactuals."""
+    for row in evidence.counterfactuals:
+        if row.circuit == ALL:
+            return f"{row.edges} edges"
+    if evidence.search is not None and evidence.search.passes:
+        return "this one"
+    return f"none under {100 * Criteria().at_most:.0f} %"
