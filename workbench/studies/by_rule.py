@@ -1,7 +1,7 @@
 """A circuit that the criteria choose, for studies whose circuit has to hold against every counterfactual.
 
-Edges are scored on some prompts, the size is chosen on others, and what stays when the prompts are drawn again
-is the core. Read `by_rule`. Nothing here looks at held-out prompts.
+Edges are scored on some prompts, the size is chosen on others, and what stays when the prompts are drawn
+again is the core. Read `by_rule`. Nothing here looks at held-out prompts.
 """
 
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def by_rule(
 def by_rule_or_nearest(
     scores: xr.DataArray, select: PairsInModel, criteria: Criteria
 ) -> tuple[Circuit, bool]:
-    """The refined circuit of `by_rule` and True; where there is none, the nearest one that counts and False."""
+    """The refined circuit of `by_rule` and True; where there is none the nearest that counts and False."""
     try:
         return by_rule(scores, select, criteria, refine="prune"), True
     except NoCircuit as none:
@@ -110,7 +110,7 @@ def core(scores: xr.DataArray, n_edges: int, *, draws: int = DRAWS, seed: int = 
 
 
 def estimated_swaps(scores: xr.DataArray) -> pd.Series:
-    """Writer → about how much the metric changes when its output is swapped, as a share of the largest change.
+    """Writer → about how much swapping its output changes the metric, as a share of the largest change.
 
     The sum of the scores of a writer's edges estimates the swap; its size is averaged over counterfactuals.
     """

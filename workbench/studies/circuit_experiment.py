@@ -18,6 +18,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.circuit.circuit import Circuit
+from workbench.engine.capture import capture
 from workbench.engine.run import run
 from workbench.engine.values import Value, constant, mean
 from workbench.errors import CircuitError
@@ -37,11 +38,13 @@ from workbench.studies.prediction import Estimate, Prediction, Role
 Edits = dict[Any, Value]
 """Site → the value that is written there."""
 SMALL = 5000
-"""The most edges of a graph in which what runs the model for every component is measured on all pairs."""
+"""The most edges of a graph in which completeness and minimality are measured too: they run the model for
+every component.
+"""
 FEW = 16
-"""Pairs for the same in larger graphs."""
+"""Pairs for what takes long in larger graphs, where criteria chose the circuit."""
 STRONGEST = 20
-"""Components of a circuit of thousands of edges that a study looks at."""
+"""Heads of a circuit of thousands of edges that a study looks at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,10 +82,11 @@ class CircuitExperiment(Experiment):
 
     @cached_property
     def few(self) -> "CircuitExperiment":
-        """The same circuit on the first `FEW` held-out pairs, for measurements that a large model takes long for;
-        in small ones all of them.
+        """The same circuit on the first `FEW` held-out pairs, for what takes long where criteria chose a
+        circuit of thousands of edges; else on all of them.
         """
-        if self.circuit.graph.n_edges <= SMALL or len(self.heldout) <= FEW:
+        is_small = self.circuit.graph.n_edges <= SMALL
+        if not self.by_rule or is_small or len(self.heldout) <= FEW:
             return self
         return replace(self, heldout=self.heldout.select(slice(FEW)))
 
@@ -105,22 +109,22 @@ class CircuitExperiment(Experiment):
     def components(self) -> list[str]:
         """The heads and MLPs of the circuit, as `a3.7` and `m3`.
 
-        Of a circuit that criteria chose the `STRONGEST`: those that `estimated_swaps` puts first, from the
-        scores of training prompts.
+        Of a circuit that criteria chose the `STRONGEST` heads: those that `estimated_swaps` puts first, from
+        the scores of training prompts. Rules of roles are about attention, which MLPs have none of.
         """
         names = [name for name in self.circuit.nodes if name not in ("input", "logits")]
         if not self.by_rule:
             return names
-        estimated = estimated_swaps(self.example_scores)
-        strongest = sorted(names, key=lambda name: estimated[name], reverse=True)[:STRONGEST]
+        estimated, heads = estimated_swaps(self.example_scores), filter(_is_head, names)
+        strongest = sorted(heads, key=lambda name: estimated[name], reverse=True)[:STRONGEST]
         return [name for name in names if name in strongest]
 
     @cached_property
     def heads(self) -> pd.DataFrame:
         """A row for each component of the circuit, of means over prompts.
 
-        Columns: `swapped` (the metric's change when the component's output is the corrupt run's; `swapped abc`
-        for a further counterfactual `abc`, where criteria chose the circuit), `direct`
+        Columns: `swapped` (the metric's change when the component's output is the corrupt run's; also
+        `swapped abc` for a further counterfactual `abc`, where criteria chose the circuit), `direct`
         (its direct contribution to right minus wrong logits, norm frozen); for heads, attention from END to
         each named position, and the scores `copying`, `previous` and `induction`.
         """
@@ -143,12 +147,21 @@ class CircuitExperiment(Experiment):
         attention = attention_to(self.clean, names)
         for name in names:
             columns[name] = self.by_head(attention.sel(key_pos=name))
-        # Each token is multiplied by the whole unembedding in every head: a few prompts have tokens enough.
-        columns["copying"] = self.by_head(copying_scores(self.few.clean, self.model))
+        columns["copying"] = self.by_head(copying_scores(self._copied, self.model))
         scores = head_scores(self.clean, scores=("previous", "induction"))
         for name in ("previous", "induction"):
             columns[name] = self.by_head(scores.sel(score=name))
         return columns | dict(self.columns(self.heldout))
+
+    @property
+    def _copied(self) -> ActivationStore:
+        """The values that copying scores are counted on."""
+        few = self.few
+        if few is self:
+            return self.clean
+        # In a large vocabulary a score takes long: it is taken of a few prompts, in the layers asked for.
+        layers = sorted(set(map(layer_of, filter(_is_head, self.components))))
+        return capture(self.model, few.pairs.clean, sites=[f"v[{layer}]" for layer in layers], progress=False)
 
     def _swapped_alone(self, pairs: PromptPairs) -> xr.DataArray:
         """(example, component): the change of the metric when a component's output alone is swapped."""
@@ -356,13 +369,22 @@ class CircuitExperiment(Experiment):
             f"{subject}only the values at {position}",
             claim,
             predicted=float(self.swapped(outputs(heads), pairs=pairs).mean()),
-            edit=lambda: self.swapped([f"v[{head[1:]}]@{position}" for head in heads], pairs=pairs),
+            edit=lambda: self.swapped(self.values_at(heads, position), pairs=pairs),
         )
+
+    def values_at(self, heads: Sequence[str], position: str) -> list[str]:
+        """The sites of the values that heads read at a position; heads of a group have one between them."""
+        units = [(head.layer, head.index // self._group("v")) for head in map(parsed, heads)]
+        return [f"v[{layer}.{unit}]@{position}" for layer, unit in dict.fromkeys(units)]
+
+    def corrupted(self, components: Sequence[str]) -> Edits:
+        """Edits that give components the outputs that they have in the corrupt run."""
+        return {site: self.heldout.value("corrupt") for site in outputs(components)}
 
     def senders(self, heads: Sequence[str], port: str, top: int = 3) -> list[Estimate]:
         """The writers whose direct paths into these heads' `port` (q or k) matter most, set to their mean.
 
-        In a large model on `FEW` pairs, because every writer is a run.
+        Of a circuit of thousands of edges on `FEW` pairs, because every writer is a run.
         """
         few = self.few
         readers = [tuple(dict.fromkeys(self._reader(head, port) for head in heads))]
@@ -404,11 +426,15 @@ def layer_of(head: str) -> int:
     return parsed(head).layer
 
 
+def _is_head(component: str) -> bool:
+    return component.startswith("a")
+
+
 def outputs(components: Sequence[str]) -> list[str]:
     """The sites of what heads and MLPs write: `a3.7` → `z[3.7]`, `m3` → `mlp_out[3]`."""
     sites = []
     for name in components:
-        kind = "z" if name.startswith("a") else "mlp_out"
+        kind = "z" if _is_head(name) else "mlp_out"
         sites.append(f"{kind}[{name[1:]}]")
     return sites
 

@@ -115,8 +115,8 @@ def _check(study: Study, folder: Path) -> int:
     """
     if study.model in PINNED and not is_cached(PINNED[study.model]):
         print(
-            f"{folder.name}: NOT CHECKED, because the weights of {study.model!r} are not on this machine. Get "
-            f"them with `workbench models get {study.model}`."
+            f"{folder.name}: NOT CHECKED, because the weights of {study.model!r} are not on this machine. "
+            f"Get them with `workbench models get {study.model}`."
         )
         return 0
     with tempfile.TemporaryDirectory() as temporary:

@@ -22,7 +22,7 @@ from workbench.studies.evidence import Counterfactual
 from workbench.studies.prediction import Estimate
 
 THIS, ALL, CORE = "this circuit", "of all counterfactuals", "its core"
-SHARES = (0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2)
+SHARES = (0.01, 0.02, 0.04, 0.07, 0.1, 0.15)
 """Sizes of the frontier, as shares of the graph's edges."""
 
 

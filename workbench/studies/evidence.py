@@ -52,8 +52,8 @@ class Component:
         attention: named position → a head's mean attention to it from END; empty for MLPs.
         copying: a head's copying score, -1 to 1; None for MLPs.
         role: empty where no rule fits.
-        further: counterfactual → the same as `swapped`, against the task's other ones; of circuits that criteria
-            chose.
+        further: counterfactual → the same as `swapped`, against the task's other ones; of circuits that
+            criteria chose.
         scores: what else the rules of the roles read, by column.
     """
 
@@ -72,8 +72,8 @@ class RoleRule:
     """A role, its rule in words, and the heads that meet it.
 
     Attributes:
-        published: how many heads of another model have this role in the published circuit; None where it has no
-            such role, or is of the same model.
+        published: how many heads of another model have this role in the published circuit; None where it has
+            no such role, or is of the same model.
     """
 
     name: str

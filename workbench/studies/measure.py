@@ -4,6 +4,7 @@ beside controls.
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import xarray as xr
 
@@ -112,6 +113,8 @@ def _checked(experiment: CircuitExperiment) -> xr.Dataset:
     """The circuit under corrupt values with every check that is affordable."""
     # None is every check: incompleteness and minimality run a circuit for every component.
     checks = None if _is_small(experiment.circuit) else ("complement", "random")
+    if experiment.by_rule and not _is_small(experiment.circuit):
+        checks = ("complement",)  # twenty circuits of thousands of edges are run on fewer prompts
     value = experiment.heldout.value("corrupt")
     return _evaluate(experiment, experiment.circuit, value, checks).isel(circuit=0)
 
@@ -190,10 +193,16 @@ def _behaviour(
 def _controls(study: Study, experiment: CircuitExperiment, checked: xr.Dataset) -> list[Estimate]:
     """What other circuits keep of this behaviour, and what this circuit keeps of others."""
     draws = f"as many edges, on whole paths; central 95 % of {RANDOM_CIRCUITS} draws"
+    drawn, fewer, prompts = checked, experiment, ""
+    if "random" not in checked:
+        fewer = experiment.few
+        drawn = _evaluate(fewer, fewer.circuit, fewer.heldout.value("corrupt"), ("random",)).isel(circuit=0)
+        prompts = f", {len(fewer.pairs)} prompts"
+    others = other_heads(fewer)
     rows = [
-        _kept("random circuits", checked, draws, "random"),
+        _kept("random circuits", drawn, draws + prompts, "random"),
         _kept("complement", checked, "the model without the circuit's edges", "complement"),
-        other_heads(experiment),
+        replace(others, note=others.note + prompts),
     ]
     if _is_small(experiment.circuit):
         note = f"largest with {checked['incompleteness_set'].values} knocked out"
@@ -203,7 +212,7 @@ def _controls(study: Study, experiment: CircuitExperiment, checked: xr.Dataset) 
             continue
         try:
             # Half as many prompts: these are controls, and two are the fewest that have an interval.
-            n = max(2, len(experiment.pairs) // 2)
+            n = min(max(2, len(experiment.pairs) // 2), len(experiment.few.pairs))
             other_pairs = load_task(task, experiment.model, n=n, split="heldout")
             rows.append(_kept(f"on {task}", experiment.kept(other_pairs), "the same circuit on another task"))
         except (UnsuitableTask, PromptError, MetricError):

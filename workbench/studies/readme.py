@@ -5,7 +5,15 @@ from typing import Any
 
 from workbench.discovery.criteria import Criteria
 from workbench.studies.counterfactuals import ALL, CORE, THIS
-from workbench.studies.evidence import SHOWN_EDGES, Agreement, Component, Counterfactual, Evidence, RuleSearch
+from workbench.studies.evidence import (
+    SHOWN_EDGES,
+    Agreement,
+    Component,
+    Counterfactual,
+    Evidence,
+    RuleSearch,
+    TestResult,
+)
 from workbench.text import listed, visible
 
 SHARED = 0.2
@@ -82,22 +90,23 @@ def _claim_by_rule(evidence: Evidence, search: RuleSearch) -> str:
     names = listed(f"*{row.counterfactual}*" for row in own)
     if search.passes:
         chosen = (
-            f"the smallest circuit found that keeps the criteria below against {names}, on the {search.n_select} "
-            "prompts that chose its size"
+            f"the smallest circuit found that keeps the criteria below against {names}, on the "
+            f"{search.n_select} prompts that chose its size"
         )
     else:
         chosen = (
-            f"the circuit nearest to the model: none of up to {search.most} edges keeps the criteria below against "
-            f"{names} on the {search.n_select} prompts that choose a size"
+            f"the circuit nearest to the model: none of up to {search.most} edges keeps the criteria below "
+            f"against {names} on the {search.n_select} prompts that choose a size"
         )
     kept = listed(f"{row.faithfulness} against *{row.counterfactual}*" for row in own)
     return (
-        f"**Claim.** {search.edges} of the {evidence.graph_edges} edges of `{_code(evidence.model)}` ({share:.1%}) "
-        f"are {chosen}. On {evidence.n_heldout} held-out prompts they keep {kept} of what {evidence.metric} loses. "
-        f"Random circuits of the same size keep {evidence.estimate('random circuits')}; the same edges through other "
-        f"heads of each layer keep {evidence.estimate('other heads')}. They touch {search.components} of "
-        f"{search.all_components} heads and MLPs, so this page is about the {len(evidence.components)} that matter "
-        "most."
+        f"**Claim.** {search.edges} of the {evidence.graph_edges} edges of `{_code(evidence.model)}` "
+        f"({share:.1%}; {search.most} are the most that count) are {chosen}. On {evidence.n_heldout} "
+        f"held-out prompts they keep {kept} of what {evidence.metric} loses. "
+        "Random circuits of the same size keep "
+        f"{evidence.estimate('random circuits')}; the same edges through other heads of each layer keep "
+        f"{evidence.estimate('other heads')}. They touch {search.components} of {search.all_components} "
+        f"heads and MLPs, so this page is about the {len(evidence.components)} heads that matter most."
     )
 
 
@@ -120,8 +129,8 @@ def _scope(evidence: Evidence) -> str:
         core = [row for row in evidence.counterfactuals if row.circuit == CORE]
         kept = listed(f"{row.faithfulness.mean:z.2f} against *{row.counterfactual}*" for row in core)
         return (
-            f"{text} Its core, the {core[0].edges} edges that stay in nine of ten of {evidence.search.core_draws} "
-            f"resamples of the prompts, keeps {kept}."
+            f"{text} Its core, the {core[0].edges} edges that stay in nine of ten of "
+            f"{evidence.search.core_draws} resamples of the prompts, keeps {kept}."
         )
     others = [row for row in evidence.counterfactuals if row.circuit == ALL]
     if not others:
@@ -137,8 +146,8 @@ def _counterfactuals(evidence: Evidence) -> str:
     criteria = Criteria()
     bounds = "; ".join(criteria.text(letter) for letter in "abcd")
     beside = (
-        f'"{ALL}" is the smallest circuit that keeps them against every counterfactual, chosen on other prompts, '
-        "with nothing refined."
+        f'"{ALL}" is the smallest circuit that keeps them against every counterfactual, chosen on other '
+        "prompts, with nothing refined."
     )
     if evidence.search is not None:
         beside = f'"{CORE}" is what stays when the prompts that made the scores are drawn again.'
@@ -164,8 +173,9 @@ def _frontier(evidence: Evidence) -> str:
     if evidence.search is None:
         return ""
     return (
-        "## How many edges it takes\n\nThe best edges of the same ranking, on the held-out prompts: how many, as a "
-        "share of the graph and after dead ends are left out.\n\n" + _resemblances(evidence.search.frontier)
+        "## How many edges it takes\n\nThe best edges of the same ranking, on the held-out prompts: how "
+        "many, as a share of the graph and after dead ends are left out.\n\n"
+        + _resemblances(evidence.search.frontier)
     )
 
 
@@ -204,14 +214,14 @@ def _method(evidence: Evidence) -> str:
 
 def _method_by_rule(evidence: Evidence, search: RuleSearch) -> str:
     return (
-        f"## Method\n\nEdges are scored by {evidence.method} on {evidence.n_train} training prompts against every "
-        f"counterfactual, and ranked by the size of their scores. Other {search.n_select} training prompts choose "
-        "the smallest size that keeps the criteria, and edges are left out as long as they are kept; dead ends "
-        "are pruned. Every edge outside the circuit carries its value from the corrupt run. Roles, rules and "
-        "predicted numbers come from training prompts; all numbers below are means over held-out prompts with 95 % "
-        f"bootstrap intervals, against *{evidence.counterfactuals[0].counterfactual}* unless another "
-        f"counterfactual is named; copying scores and path patching are of {search.few} of them. Seed 0, metric "
-        f"{evidence.metric}.\n"
+        f"## Method\n\nEdges are scored by {evidence.method} on {evidence.n_train} training prompts against "
+        f"every counterfactual, and ranked by the size of their scores. Other {search.n_select} training "
+        "prompts choose the smallest size that keeps the criteria, and edges are left out as long as they "
+        "are kept; dead ends are pruned. Every edge outside the circuit carries its value from the corrupt "
+        "run. Roles, rules and predicted numbers come from training prompts; all numbers below are means "
+        "over held-out prompts with 95 % bootstrap intervals, against "
+        f"*{evidence.counterfactuals[0].counterfactual}* unless another counterfactual is named; copying "
+        f"scores and path patching are of {search.few} of them. Seed 0, metric {evidence.metric}.\n"
     )
 
 
@@ -239,12 +249,12 @@ def _components_by_rule(evidence: Evidence) -> str:
         scores = ", ".join(f"{column} {score:z.2f}" for column, score in component.scores.items()) or "-"
         rows.append((name, swapped, *component.further.values(), *rest, scores, role))
     return (
-        f"## Components\n\nThe {len(evidence.components)} heads and MLPs whose swap changes the metric most, as "
-        "the scores of the training prompts estimate it: the sum of the scores of a component's outgoing edges, its "
-        "size averaged over the counterfactuals. For each: the change of the metric when its output alone is "
-        "replaced by the corrupt run's; its direct contribution to the right minus the wrong logit; where a head "
-        "attends from END; its copying score, -1 to 1; and what else the rules of the roles read.\n\n"
-        + table(header, rows)
+        f"## Components\n\nThe {len(evidence.components)} heads of the circuit whose swap changes the "
+        "metric most, as the scores of the training prompts estimate it: the sum of the scores of a head's "
+        "outgoing edges, its size averaged over the counterfactuals. For each: the change of the metric "
+        "when its output alone is replaced by the corrupt run's; its direct contribution to the right "
+        "minus the wrong logit; where a head attends from END; its copying score, -1 to 1; and what else "
+        "the rules of the roles read.\n\n" + table(header, rows)
     )
 
 
@@ -257,9 +267,10 @@ def _published_roles(evidence: Evidence) -> str:
     if evidence.search is None or all(role.published is None for role in evidence.roles):
         return ""
     return (
-        f"## Beside the published roles\n\nHow many of the heads above meet the rule of a role, and how many heads "
-        f"of {evidence.search.published_model} have it in the published circuit. The two models have different "
-        "graphs, so no edges are compared; and the published roles were given by hand, after more experiments "
+        "## Beside the published roles\n\nHow many of the heads above meet the rule of a role, and how "
+        f"many heads of {evidence.search.published_model} have it in the published circuit. The two models "
+        "have different graphs, so no edges are compared; and the published roles were given by hand, "
+        "after more experiments "
         "than a rule holds.\n\n" + table(("role", "here", evidence.search.published_model), rows)
     )
 
@@ -366,4 +377,15 @@ def not_explained(evidence: Evidence) -> list[str]:
             lines.append(
                 f"Why *{test.name}* failed: {test.predicted:.3f} predicted, {test.measured} measured."
             )
+    apart = [f"*{test.name}*" for test in evidence.tests if test.holds and _misses(test)]
+    if evidence.search is not None and apart:
+        lines.append(
+            f"How large the effects are: {listed(apart)} held by their criteria, and the intervals of what "
+            "was measured leave the predicted numbers out."
+        )
     return [*lines, *_ALWAYS, *evidence.limits]
+
+
+def _misses(test: TestResult) -> bool:
+    """Whether the interval of what was measured leaves the predicted number out."""
+    return not test.measured.low <= test.predicted <= test.measured.high

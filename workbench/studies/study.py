@@ -46,7 +46,7 @@ class Study:
         bos: whether prompts begin with BOS, as in `load_model`.
         criteria: if given, they choose the circuit, against every counterfactual and on prompts that made no
             scores, and not `share`; the study then looks at its strongest components.
-        columns: further columns for the rules of the roles, (example, component), from the runs of some pairs.
+        columns: further columns for the rules of the roles, (example, component), from runs of some pairs.
     """
 
     task: str
