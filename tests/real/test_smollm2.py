@@ -6,7 +6,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import workbench as wb
+from workbench import resources
 from workbench.models import pinned
+from workbench.studies.counterfactuals import THIS
+from workbench.studies.evidence import FILE, Evidence
 
 pytestmark = pytest.mark.real
 NAME = "smollm2-135m-instruct-q4"
@@ -121,3 +124,19 @@ def test_it_generates_what_plain_transformers_generates(model, plain, words):
     expected = plain.generate(tokens, max_new_tokens=6, do_sample=False)
     generated = model.generate(tokens, max_new_tokens=6, do_sample=False, return_type="tokens", verbose=False)
     assert generated.tolist() == expected.tolist()
+
+
+def test_the_studied_circuit_keeps_as_much_as_its_evidence_says(model):
+    folder = resources.circuits() / "smollm2-ioi"
+    evidence, circuit = Evidence.load(folder / FILE), wb.Circuit.load(folder / "circuit.json")
+    heldout = wb.load_task("ioi", model, n=evidence.n_heldout, split="heldout", bos=False)
+    kept = wb.evaluate(
+        circuit, model, heldout, value=wb.counterfactual_values(model, heldout), checks=(), progress=False
+    ).isel(circuit=0)
+    rows = [row for row in evidence.counterfactuals if row.circuit == THIS]
+    assert {row.counterfactual for row in rows} == {"swap", "abc"}
+    for row in rows:
+        measured = kept.sel(ablation=row.counterfactual)
+        for name in ("faithfulness", "error", "r", "kl_recovered"):
+            assert abs(float(measured[name]) - getattr(row, name).mean) < 1e-3, (row.counterfactual, name)
+    assert (kept["in_sample"] == 0).all()
