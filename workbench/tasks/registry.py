@@ -41,8 +41,8 @@ class Task:
         metric: the one that suits it where answers are one token.
         needs: the words that must suit another vocabulary (keys of `vocabularies.CHOICES`); empty where only
             that of `tiny` will do.
-        by_first_token: whether, where answers are several tokens, only their first is asked for: the tokens that
-            begin right answers and no wrong one, against those that begin wrong answers and no right one.
+        by_first_token: whether, where answers are several tokens, only their first is asked for, in sentences
+            where no token begins right and wrong answers alike.
         measured: the variants that `measure` scores a model on.
         bar: the score that `tiny` must reach.
     """
@@ -192,23 +192,22 @@ def _fits(wording: WordVocabulary | SubwordVocabulary, sentence: Sentence) -> bo
 def _answers(
     task: Task, wording: WordVocabulary | SubwordVocabulary, sentence: Sentence
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """The tokens of right answers and of wrong ones; of a task by first token, of those that decide.
+    """The tokens of right answers and of wrong ones; none where a task by first token is undecided by it.
 
     >>> from types import SimpleNamespace
     >>> digits = SimpleNamespace(words=lambda _, words: [[int(digit) for digit in word] for word in words])
-    >>> sentence = SimpleNamespace(answers=("25", "26", "30"), wrong=("23", "11"))
+    >>> sentence = SimpleNamespace(answers=("30", "31", "40"), wrong=("29", "28", "11"))
     >>> _answers(TASKS["greater_than"], digits, sentence)
-    ([[3]], [[1]])
+    ([[3], [4]], [[2], [1]])
     """
     right, wrong = (wording.words(sentence, words) for words in (sentence.answers, sentence.wrong))
     if not task.by_first_token or max(map(len, [*right, *wrong])) == 1:
         return right, wrong
+    # Dicts keep the order of the answers.
     first_of_right, first_of_wrong = ({tokens[0]: None for tokens in listed} for listed in (right, wrong))
-    # Tokens that begin both kinds decide nothing. Dicts keep the order of the answers.
-    return (
-        [[token] for token in first_of_right if token not in first_of_wrong],
-        [[token] for token in first_of_wrong if token not in first_of_right],
-    )
+    if first_of_right.keys() & first_of_wrong.keys():
+        return [], []
+    return [[token] for token in first_of_right], [[token] for token in first_of_wrong]
 
 
 def _distinct_pairs(
@@ -232,7 +231,7 @@ def _distinct_pairs(
         in_split = all(is_reserved(task.name, side.key) == (split == "heldout") for side in (clean, corrupt))
         alike = wording.length(clean) == wording.length(corrupt)
         usable = in_split and clean.words not in pairs and alike and _fits(wording, clean)
-        # By first token some sentences have nothing that decides: no first digit is greater than that of 98.
+        # Digit by digit only years that end in 9 are decided by the next digit: after 1652 a 5 may be 53 or 51.
         if usable and (not task.by_first_token or all(_answers(task, wording, clean))):
             pairs[clean.words] = (clean, corrupt)
             misses = 0
