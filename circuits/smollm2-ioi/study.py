@@ -81,11 +81,11 @@ def tests(experiment: CircuitExperiment) -> list[Prediction]:
 STUDY = Study(
     task="ioi",
     title="Indirect objects",
-    account="The repeated name is noticed at S2: induction heads attend from there to the token after S1, "
-    "and duplicate token heads to S1 itself. S-inhibition heads bring this to END. There a suppressor "
+    account="IO is the name that comes once; S1 and S2 are the two places of the other name, and END is the "
+    "last token. The repeated name is noticed at S2: induction heads attend from there to the token after "
+    "S1, and duplicate token heads to S1 itself. S-inhibition heads bring this to END. There a suppressor "
     "attends to S2 and lowers that name, name movers attend to IO and raise it, and a negative name mover "
-    "attends to IO and lowers it. The suppressor alone makes more of the difference than the name movers "
-    "together; the published circuit of GPT-2 small has no such head.",
+    "attends to IO and lowers it.",
     roles=[
         Role("name mover", at_least={"IO": 0.3, "copying": 0.1, "direct": 0.1}),
         Role("negative name mover", at_least={"IO": 0.3}, at_most={"copying": -0.1, "direct": -0.1}),
@@ -100,6 +100,10 @@ STUDY = Study(
     tests=tests,
     traced_role="name mover",
     limits=[
+        "Why one suppressor makes more of the difference than the name movers together, where the published "
+        "circuit of GPT-2 small has no such head.",
+        "What the induction head reads: heads that attend to the token before (a11.1, a16.0) change the "
+        "metric too little, one by one, to be among those above.",
         "What the MLPs do: the circuit has nearly all of them, and no rule here says anything about one.",
         "Heads without a role that change the metric much: a29.0 and a29.1, which attend from END to no "
         "named position, a24.5 and a24.7.",

@@ -73,7 +73,8 @@ def main(study: Study, folder: Path) -> None:
         _check_options(study.model, committed, folder, out, check=check, overwrite=overwrite)
         if check:
             raise typer.Exit(_check(study, folder))
-        loaded = load_model(model, bos=study.bos)
+        # Another model's prompts begin as its own tokenizer has them begin.
+        loaded = load_model(model, bos=study.bos if model == study.model else None)
         # The command that the page prints: of the committed study it is the plain one.
         options = () if committed else ("--model", model_name(loaded), "--n", str(n or study.n))
         target = out or folder

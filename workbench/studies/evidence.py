@@ -135,6 +135,7 @@ class RuleSearch:
         components: heads and MLPs in the circuit, and `all_components` in the model.
         published_model: of the published circuit whose roles stand beside these; empty without one.
         few: held-out prompts for copying scores and path patching.
+        corrupt: counterfactual → the corrupt prompt of the first held-out pair as text.
     """
 
     edges: int
@@ -147,6 +148,7 @@ class RuleSearch:
     all_components: int
     published_model: str
     few: int
+    corrupt: Mapping[str, str]
 
 
 @dataclass(frozen=True)

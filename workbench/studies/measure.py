@@ -73,8 +73,8 @@ def evidence(study: Study, experiment: CircuitExperiment, *, command: str) -> Ev
         n_heldout=len(pairs),
         graph_edges=circuit.graph.n_edges,
         edges=tuple(map(str, edges)),
-        clean=" ".join(map(visible, pairs.clean.strings[0])),
-        corrupt=" ".join(map(visible, pairs.corrupt.strings[0])),
+        clean=_text(pairs.clean.strings[0]),
+        corrupt=_text(pairs.corrupt.strings[0]),
         behaviour=tuple(_behaviour(experiment, checked, stable)),
         counterfactuals=counterfactuals,
         controls=tuple(_controls(study, experiment, checked)),
@@ -137,6 +137,11 @@ def _evaluate(
     )
 
 
+def _text(tokens: Sequence[str]) -> str:
+    """A prompt in a line, its tokens apart."""
+    return " ".join(map(visible, tokens))
+
+
 def _search(study: Study, experiment: CircuitExperiment) -> RuleSearch:
     """How criteria chose the circuit."""
     assert study.criteria is not None
@@ -156,6 +161,9 @@ def _search(study: Study, experiment: CircuitExperiment) -> RuleSearch:
         all_components=len(circuit.graph.writers) - 1,
         published_model=published,
         few=len(experiment.few.pairs),
+        corrupt={
+            name: _text(pairs.corrupt.strings[0]) for name, pairs in experiment.pairs.counterfactuals.items()
+        },
     )
 
 

@@ -34,7 +34,7 @@ def page(evidence: Evidence) -> str:
         _claim(evidence),
         f"**Account** (a hypothesis, tested below). {evidence.account} **{_verdict(evidence)}**\n",
         "![the circuit](circuit.svg)\n",
-        f"    clean    {evidence.clean}\n    corrupt  {evidence.corrupt}\n",
+        _prompts(evidence),
         _edges(evidence),
         _method(evidence),
         "## Evidence\n\n"
@@ -45,7 +45,6 @@ def page(evidence: Evidence) -> str:
         + table(("", "faithfulness", ""), [(row.name, row, row.note) for row in evidence.controls]),
         _components(evidence),
         _roles(evidence),
-        _published_roles(evidence),
         _senders(evidence),
         "## Tests of the account\n\n" + _tests(evidence),
         _published(evidence.agreement, evidence.n_edges),
@@ -58,6 +57,15 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
+
+
+def _prompts(evidence: Evidence) -> str:
+    """The first held-out pair; of several counterfactuals each by its name."""
+    sides = {"clean": evidence.clean, "corrupt": evidence.corrupt}
+    if evidence.search is not None:
+        sides = {"clean": evidence.clean, **evidence.search.corrupt}
+    width = max(map(len, sides)) + 2
+    return "".join(f"    {name:{width}}{text}\n" for name, text in sides.items())
 
 
 def _code(text: str) -> str:
@@ -258,21 +266,24 @@ def _components_by_rule(evidence: Evidence) -> str:
     )
 
 
-def _published_roles(evidence: Evidence) -> str:
-    """How many heads have the roles of the published circuit of another model."""
-    rows = [
-        (role.name, len(role.heads), "none" if role.published is None else role.published)
-        for role in evidence.roles
-    ]
-    if evidence.search is None or all(role.published is None for role in evidence.roles):
-        return ""
-    return (
-        "## Beside the published roles\n\nHow many of the heads above meet the rule of a role, and how "
-        f"many heads of {evidence.search.published_model} have it in the published circuit. The two models "
-        "have different graphs, so no edges are compared; and the published roles were given by hand, "
-        "after more experiments "
-        "than a rule holds.\n\n" + table(("role", "here", evidence.search.published_model), rows)
-    )
+def _roles_by_rule(evidence: Evidence, search: RuleSearch) -> str:
+    """The heads of each role, beside how many have it in the published circuit of another model."""
+    rows = []
+    for role in evidence.roles:
+        row = [role.name, role.rule, len(role.heads), " ".join(role.heads)]
+        if search.published_model:
+            row.append("no such role" if role.published is None else role.published)
+        rows.append(row)
+    header = ["role", "rule", "heads", ""]
+    text = "## Roles\n\nOf the heads above, those that meet the rule of a role on training prompts."
+    if search.published_model:
+        header.append(search.published_model)
+        text += (
+            f" The last column is how many heads of {search.published_model} have the role in its published "
+            "circuit. The two models have different graphs, so no edges are compared; and the published "
+            "roles were given by hand, after more experiments than a rule holds."
+        )
+    return f"{text}\n\n" + table(header, rows)
 
 
 def _component_row(component: Component) -> tuple[Any, ...]:
@@ -287,6 +298,8 @@ def _component_row(component: Component) -> tuple[Any, ...]:
 def _roles(evidence: Evidence) -> str:
     if not evidence.roles:
         return ""
+    if evidence.search is not None:
+        return _roles_by_rule(evidence, evidence.search)
     rules = [f"*{role.name}*: {role.rule} ({' '.join(role.heads) or 'none'})." for role in evidence.roles]
     return "Roles are given by rules: " + " ".join(rules) + "\n"
 
