@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import xarray as xr
+from closeness import close
 
 import workbench as wb
-from tests.closeness import close
 from workbench import resources
 from workbench.lenses.head_scores import attention_to
 from workbench.studies import circuit_experiment
@@ -24,7 +24,12 @@ from workbench.studies.readme import page
 from workbench.studies.study import Study
 
 LOOSE = wb.Criteria(
-    faithfulness=(-100, 100), error=100, kl_recovered=0, answers_kept=0, same_choice=0, at_most=0.1
+    faithfulness=(-100.0, 100.0),
+    error=100.0,
+    kl_recovered=0.0,
+    answers_kept=0.0,
+    same_choice=0.0,
+    at_most=0.1,
 )
 
 
