@@ -11,14 +11,11 @@ prompts, and the Jaccard index of their edges between seeds.
 import argparse
 import json
 import time
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import workbench as wb
-from workbench.evaluation.curves import jaccard
+from workbench.evaluation.curves import mean_jaccard
 from workbench.models.model import Model
 from workbench.workflows.discovery_job import DiscoveryJob
 from workbench.workflows.prompt_sets import PromptSets
@@ -103,9 +100,9 @@ def between_seeds(rows: list[dict[str, Any]], out: Path) -> str:
     if len(recommended) < 2:
         return text
     edges = [wb.Circuit.load(out / f"{row['task']}-{row['seed']}.json").edges for row in recommended]
-    indices = [jaccard(a, b) for a, b in combinations(edges, 2)]
+    agreement, _, _ = mean_jaccard(edges, 0.95)
     sizes = [row["edges"] for row in recommended]
-    return f"{text}; {min(sizes):,} to {max(sizes):,} edges; Jaccard between seeds {np.mean(indices):.2f}"
+    return f"{text}; {min(sizes):,} to {max(sizes):,} edges; Jaccard between seeds {agreement:.2f}"
 
 
 if __name__ == "__main__":

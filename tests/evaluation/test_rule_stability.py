@@ -16,8 +16,9 @@ from workbench.discovery.search import best_first, find_circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import from_store
 from workbench.errors import CircuitError
+from workbench.evaluation.curves import mean_jaccard
 from workbench.evaluation.evaluate import evaluate
-from workbench.evaluation.rule_stability import _agreement, _smallest, rule_stability
+from workbench.evaluation.rule_stability import _smallest, rule_stability
 from workbench.metrics.metric import metric
 
 RULE = Criteria(at_most=0.5)
@@ -110,11 +111,11 @@ def test_the_walk_finds_the_smallest_that_holds_and_the_next_two(length):
 
 def test_agreement_is_the_mean_over_all_pairs():
     circuits = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=bool)
-    mean, low, high = _agreement(circuits, 0.95)
+    mean, low, high = mean_jaccard(circuits, 0.95)
     assert close(mean, (0.5 + 0 + 0) / 3)
     assert low == 0
     assert close(high, 0.5 * 0.95), "of three numbers, the 97.5th percentile lies 95 % of the way to the last"
-    assert np.isnan(_agreement(circuits[:1], 0.95)).all()
+    assert np.isnan(mean_jaccard(circuits[:1], 0.95)).all()
 
 
 def test_what_has_no_resamples_is_refused():

@@ -13,7 +13,7 @@ import xarray as xr
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import BEYOND, frontier, grid_of_sizes, smallest_passing
 from workbench.discovery.ranking import first_edges
-from workbench.discovery.refine import LARGE, Mask, cut_finer, pruned
+from workbench.discovery.refine import Mask, cut_finer, is_large, pruned
 from workbench.engine.circuits import Circuits
 from workbench.errors import UnknownName
 
@@ -72,7 +72,7 @@ def by_criteria(
     size = smallest_passing(measured)
     chosen = None if size is None else graph.prune(first_edges(graph, order, size))
     edges = chosen
-    if refine == "prune" and graph.n_edges > LARGE:
+    if refine == "prune" and is_large(graph):
         if size is not None:
             below = max([other for other in sizes if other < size], default=1)
             edges = cut_finer(order, below, size, runs=runs, criteria=criteria, level=level, seed=seed)

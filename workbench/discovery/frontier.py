@@ -1,8 +1,8 @@
 """The frontier: how well a ranking's circuits do what the model does, by size, and the smallest to believe.
 
 A size passes when the criteria hold at it and at the next two sizes of the grid, against every
-counterfactual, in most resamples of the prompts: a curve that touches the bounds once by chance does not count. Read `frontier`, then
-`smallest_passing`. `search.find_circuit(criteria=...)` is the call; how edges were ranked does not matter
+counterfactual, in most resamples of the prompts: a curve that touches the bounds once by chance does not
+count. Read `frontier`, then `smallest_passing`. `search.find_circuit(criteria=...)` is the call; how edges were ranked does not matter
 here.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Bool
 
-from workbench.discovery.criteria import SURE, Criteria
+from workbench.discovery.criteria import LETTERS, SURE, Criteria
 from workbench.discovery.ranking import first_edges
 from workbench.engine.circuits import Circuits
 from workbench.engine.resemblance import MEASURES, resemblance
@@ -61,8 +61,8 @@ def frontier(
     Returns:
         Dataset over (ablation, size): each of `MEASURES` with `_low` and `_high` (of the faithfulness `low`
         and `high`), `m_circuit` (mean), `holds_a` to `holds_d` (with the margin of `Criteria.held`, because these
-        prompts choose), `holds` (all of them), `passes`; over (size,) `n_edges`, `n_pruned` and `passes_all`; over (ablation,) `m_full`, `m_empty` (means). attrs: the bounds of the criteria, and
-        `largest`, the size up to which a circuit counts.
+        prompts choose), `holds` (all of them), `passes`; over (size,) `n_edges`, `n_pruned` and `passes_all`;
+        over (ablation,) `m_full`, `m_empty` (means). attrs: the bounds of the criteria, and `largest`, the size up to which a circuit counts.
     """
     graph = next(iter(runs.values())).graph
     masks = [graph.prune(first_edges(graph, order, size)) for size in sizes]
@@ -154,6 +154,15 @@ def with_verdicts(measured: xr.Dataset, criteria: Criteria, *, margin: bool = Fa
     held = criteria.held(measures, margin=margin)
     dims = ("ablation", "circuit")
     return measured.assign({f"holds_{letter}": (dims, holds) for letter, holds in held.items()})
+
+
+def failing(cell: xr.Dataset) -> str:
+    """The letters of the criteria that a circuit fails against a counterfactual; "" where it keeps all.
+
+    Args:
+        cell: one circuit against one counterfactual, of measures `with_verdicts`.
+    """
+    return "".join(letter for letter in LETTERS if not bool(cell[f"holds_{letter}"]))
 
 
 def _measured(masks: np.ndarray, runs: Circuits, level: float, seed: int, sure: float) -> xr.Dataset:

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from workbench.circuit.graph import Graph
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import keeping
 from workbench.discovery.ranking import first_edges
@@ -60,6 +61,11 @@ LARGE = 20_000
 FINER = 4
 """Sizes tried between two neighbours of the grid."""
 Mask = Bool[np.ndarray, "*pos_class writer reader"]
+
+
+def is_large(graph: Graph) -> bool:
+    """Whether a graph is refined along the ranking alone, without gradients."""
+    return graph.n_edges > LARGE
 
 
 def cut_finer(

@@ -19,7 +19,7 @@ from workbench.discovery.believable import CriteriaSearch, by_criteria
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import best_trade_off
 from workbench.discovery.ranking import best_first, first_edges, grown
-from workbench.discovery.refine import LARGE
+from workbench.discovery.refine import is_large
 from workbench.discovery.score_arrays import (
     RANKINGS,
     check_array,
@@ -154,7 +154,7 @@ def find_circuit(
     if criteria is not None:
         several = runs_by_name(scores, graph, model, pairs, value, metric, budget)
         gradients = accepting = None
-        if refine is not None and graph.n_edges <= LARGE and pairs is not None:
+        if refine is not None and not is_large(graph) and pairs is not None:
             # Edges left out by the gradients of the prompts that also accept it would fit those prompts and no
             # others (`tiny`, ioi: an error of .11 on them, .15 on new ones).
             gradients, accepting = (

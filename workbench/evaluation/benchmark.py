@@ -1,9 +1,9 @@
 """The benchmark: every method on every model of known circuit, on the tasks of `tiny`, and on real models.
 
-`bench_circuits` yields a `Row` for each; `by_construction` and `on_trained_models` sum them up. Against known edges: both areas under the
-ROC curve and the precision at the true size, ranked by the size of scores, on the edges that the kind of
-value can see. On trained models, whose true edges nobody knows: how near the best tenth of the edges comes to
-the model prompt by prompt, and whether scores rank edges as their exact effects do. Everywhere: CPR and CMD on
+`bench_circuits` yields a `Row` for each; `by_construction` and `on_trained_models` sum them up.
+Against known edges: both areas under the ROC curve and the precision at the true size, ranked by the size of
+scores, on the edges that the kind of value can see. On trained models, whose true edges nobody knows:
+how near the best tenth of the edges comes to the model prompt by prompt, and whether scores rank edges as their exact effects do. Everywhere: CPR and CMD on
 held-out prompts, seconds, peak memory, passes.
 """
 
@@ -105,13 +105,13 @@ def bench_circuits(
             raise UnknownName(argument, unknown[0], known)
     extent = QUICK if quick else FULL
     every = list(cases(wanted, extent, seed))
-    with progress_bar(len(every) * len(chosen), "bench", "row", shown=progress) as bar:
-        for case in every:
-            for method in [name for name in chosen if name in case.methods]:
-                # On `tiny` the methods that try every edge take minutes a task.
-                if not (quick and case.truth is None and method in SLOW):
-                    yield _row(case, method, extent, seed)
-                bar.update()
+    rows = [(case, method) for case in every for method in chosen if method in case.methods]
+    with progress_bar(len(rows), "bench", "row", shown=progress) as bar:
+        for case, method in rows:
+            # On `tiny` the methods that try every edge take minutes a task.
+            if not (quick and case.truth is None and method in SLOW):
+                yield _row(case, method, extent, seed)
+            bar.update()
 
 
 def _row(case: Case, method: str, extent: Extent, seed: int) -> Row:

@@ -7,7 +7,7 @@ matter here.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -252,6 +252,15 @@ def stability(
     return xr.Dataset(
         data, attrs=clean_attrs({"kind": "stability", "draws": draws, "seed": seed, "level": level})
     )
+
+
+def mean_jaccard(circuits: Sequence[np.ndarray] | np.ndarray, level: float) -> tuple[float, float, float]:
+    """Mean Jaccard index over all pairs, and the central share of the pairs; NaN for fewer than two."""
+    if len(circuits) < 2:
+        return np.nan, np.nan, np.nan
+    indices = np.array([jaccard(a, b) for a, b in combinations(circuits, 2)])
+    low, high = central(indices, level)
+    return float(indices.mean()), float(low), float(high)
 
 
 def jaccard(a: np.ndarray, b: np.ndarray) -> float:

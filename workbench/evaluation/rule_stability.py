@@ -7,7 +7,6 @@ together. `curves.stability` cuts every draw at a size that is given instead. Re
 """
 
 from collections.abc import Generator, Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 import xarray as xr
@@ -22,7 +21,7 @@ from workbench.discovery.score_arrays import finite_matrix_of, graph_of, joint_s
 from workbench.discovery.search import best_first, first_edges
 from workbench.engine.circuits import Circuits
 from workbench.errors import CircuitError
-from workbench.evaluation.curves import jaccard
+from workbench.evaluation.curves import mean_jaccard
 from workbench.models.calls import model_call
 from workbench.results import clean_attrs
 from workbench.statistics import central, check_level, check_seed
@@ -229,6 +228,12 @@ def _order(joint: xr.DataArray, graph: Graph) -> np.ndarray:
     return best_first(graph, np.abs(finite_matrix_of(joint, graph, "rule_stability")))
 
 
+def in_core(frequency: np.ndarray) -> np.ndarray:
+    """Whether edges are in the core, from the share of the draws that have them; NaN is in none."""
+    # Of ten draws .9 is nine; rounding of the mean must not ask for ten.
+    return np.nan_to_num(frequency) >= IN_CORE - 1e-9
+
+
 def _table(graph: Graph, edges: np.ndarray, cut: np.ndarray, found: np.ndarray, level: float) -> xr.Dataset:
     """How far the circuits of the draws agree.
 
@@ -244,10 +249,9 @@ def _table(graph: Graph, edges: np.ndarray, cut: np.ndarray, found: np.ndarray, 
     frequency = np.full(graph.exists.shape, np.nan)
     if found.any():
         frequency = np.where(graph.exists, edges[found].mean(0), np.nan)
-    # Of ten draws .9 is nine; rounding of the mean must not ask for ten.
-    core = np.nan_to_num(frequency) >= IN_CORE - 1e-9
+    core = in_core(frequency)
     share = binomtest(int(found.sum()), len(found)).proportion_ci(confidence_level=level, method="exact")
-    own, near = _agreement(edges[found], level), _agreement(cut, level)
+    own, near = mean_jaccard(edges[found], level), mean_jaccard(cut, level)
     columns = {
         "n_edges": ("draw", np.where(found, edges.reshape(len(edges), -1).sum(1), np.nan)),
         "edges": (("draw", *dims), edges), "frequency": (dims, frequency), "core": (dims, core),
@@ -258,12 +262,3 @@ def _table(graph: Graph, edges: np.ndarray, cut: np.ndarray, found: np.ndarray, 
         for end, number in zip(("", "_low", "_high"), agreement, strict=True):
             columns[f"{name}{end}"] = ((), number)
     return xr.Dataset(columns, coords=coords)
-
-
-def _agreement(circuits: np.ndarray, level: float) -> tuple[float, float, float]:
-    """Mean Jaccard index over all pairs, and the central share of the pairs; NaN for fewer than two."""
-    if len(circuits) < 2:
-        return np.nan, np.nan, np.nan
-    indices = np.array([jaccard(a, b) for a, b in combinations(circuits, 2)])
-    low, high = central(indices, level)
-    return float(indices.mean()), float(low), float(high)

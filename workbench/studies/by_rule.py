@@ -5,7 +5,6 @@ again is the core. Read `by_rule`. Nothing here looks at held-out prompts.
 """
 
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -17,16 +16,14 @@ from workbench.discovery.frontier import best_trade_off
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.errors import NoCircuit, unwarned
-from workbench.evaluation.curves import jaccard
+from workbench.evaluation.curves import mean_jaccard
+from workbench.evaluation.rule_stability import in_core
 from workbench.experiment import PairsInModel
-from workbench.statistics import central
 from workbench.studies.prediction import Estimate
 from workbench.tasks.registry import load_task
 
 DRAWS = 10
 """Resamples of the prompts that make the core."""
-IN_CORE = 0.9
-"""Share of the draws that have an edge of the core."""
 
 
 def find_and_select(task: str, train: PairsInModel) -> tuple[PairsInModel, PairsInModel]:
@@ -79,7 +76,7 @@ class Core:
     """What stays of a circuit when the prompts of its scores are drawn again.
 
     Attributes:
-        circuit: the edges that `IN_CORE` of the draws have, without dead ends.
+        circuit: the edges that nine in ten of the draws have, without dead ends.
         stability: the Jaccard index of two draws, with the central share of the pairs.
     """
 
@@ -100,13 +97,11 @@ def core(scores: xr.DataArray, n_edges: int, *, draws: int = DRAWS, seed: int = 
         circuits = [
             find_circuit(scores.isel(example=rng.integers(0, n, n)), n_edges=n_edges) for _ in range(draws)
         ]
-    frequency = np.mean([one.edges for one in circuits], axis=0)
-    # Of ten draws .9 is nine; rounding of the mean must not ask for ten.
-    staying = Circuit.of(circuits[0].graph, frequency >= IN_CORE - 1e-9).pruned
-    agreement = np.array([jaccard(a.edges, b.edges) for a, b in combinations(circuits, 2)])
-    low, high = central(agreement, 0.95)
+    edges = [one.edges for one in circuits]
+    staying = Circuit.of(circuits[0].graph, in_core(np.mean(edges, axis=0))).pruned
+    agreement = mean_jaccard(edges, 0.95)
     note = f"Jaccard index of circuits of {n_edges} edges found on {draws} resamples of the prompts"
-    return Core(staying, Estimate("stability", float(agreement.mean()), float(low), float(high), note))
+    return Core(staying, Estimate("stability", *agreement, note))
 
 
 def estimated_swaps(scores: xr.DataArray) -> pd.Series:

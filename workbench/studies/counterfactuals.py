@@ -12,7 +12,7 @@ import xarray as xr
 
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.criteria import Criteria
-from workbench.discovery.frontier import with_verdicts
+from workbench.discovery.frontier import failing, with_verdicts
 from workbench.discovery.search import find_circuit
 from workbench.errors import NoCircuit
 from workbench.evaluation.evaluate import evaluate
@@ -94,8 +94,7 @@ def _row(name: str, circuit: Circuit, counterfactual: str, cell: xr.Dataset) -> 
         low, high = float(cell[f"{prefix}low"]), float(cell[f"{prefix}high"])
         return Estimate(measure, float(cell[measure]), low, high)
 
-    failing = [letter for letter in "abcd" if not bool(cell[f"holds_{letter}"])]
     return Counterfactual(
         name, circuit.n_edges, counterfactual, estimate("faithfulness"), estimate("error"), estimate("r"),
-        estimate("kl_recovered"), "".join(failing),
+        estimate("kl_recovered"), failing(cell),
     )  # fmt: skip

@@ -15,7 +15,7 @@ import numpy as np
 
 from workbench.discovery.frontier import grid_of_sizes
 from workbench.discovery.refine import FEW as FEW_EDGES
-from workbench.discovery.refine import FINER, LARGE, PROMPTS, SHARES, edge_gradients
+from workbench.discovery.refine import FINER, PROMPTS, SHARES, edge_gradients, is_large
 from workbench.discovery.scores import score_edges
 from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.values import zero
@@ -61,7 +61,7 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
     score = _seconds(lambda: score_edges(job.model, pairs, method="eap-ig-inputs", **scored)) / TRIED
     gradient = 0.0
     # Larger graphs are refined along the ranking, without gradients.
-    if graph.n_edges <= LARGE:
+    if not is_large(graph):
         gradient = _seconds(lambda: edge_gradients(graph.exists, {first: one})) / TRIED
     layer = graph.shape.n_layers // 2
     head = _seconds(
@@ -73,7 +73,7 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
     against, n_select, n_few = len(runs), len(sets.select), len(job.few)
     rounds, candidates = 0, 0
     if job.refine and not job.n_edges:
-        rounds, candidates = (1, FINER) if graph.n_edges > LARGE else (USUAL_ROUNDS, len(SHARES))
+        rounds, candidates = (1, FINER) if is_large(graph) else (USUAL_ROUNDS, len(SHARES))
         if job.is_small:
             candidates += len(FEW_EDGES)
     sizes = len(grid_of_sizes(graph.n_edges, job.criteria.at_most))

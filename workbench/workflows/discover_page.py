@@ -14,7 +14,7 @@ import xarray as xr
 from workbench import results
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.criteria import SURE
-from workbench.discovery.frontier import smallest_by_counterfactual, smallest_passing
+from workbench.discovery.frontier import failing, smallest_by_counterfactual, smallest_passing
 from workbench.discovery.scores import score_edges
 from workbench.engine.capture import capture
 from workbench.engine.counterfactuals import pairs_for
@@ -180,7 +180,6 @@ def _criteria_items(run: DiscoveryRun) -> list[Any]:
 
 def _criteria_row(cell: xr.Dataset) -> dict[str, Any]:
     """The metric, the measures and the criteria of a circuit against one counterfactual."""
-    failing = [letter for letter in "abcd" if not bool(cell[f"holds_{letter}"])]
     return {
         "metric": number(cell["m_circuit"].mean()),
         "of the model": number(cell["m_full"].mean()),
@@ -191,7 +190,7 @@ def _criteria_row(cell: xr.Dataset) -> dict[str, Any]:
         "KL recovered": number(cell["kl_recovered"]),
         "answers kept": _share(cell["answers_kept"]),
         "first choice kept": _share(cell["same_choice"]),
-        "fails": "".join(failing) or "–",
+        "fails": failing(cell) or "–",
     }  # fmt: skip
 
 
@@ -239,8 +238,7 @@ def _frontier_table(frontier: xr.Dataset) -> pd.DataFrame:
             row[f"{name}: faithfulness"] = _with_interval(cell, "faithfulness")
             row[f"{name}: error"] = _with_interval(cell, "error")
             row[f"{name}: KL"] = _with_interval(cell, "kl_recovered")
-            failing = [letter for letter in "abcd" if not bool(cell[f"holds_{letter}"])]
-            row[f"{name}: fails"] = "".join(failing) or "–"
+            row[f"{name}: fails"] = failing(cell) or "–"
         row["passes"] = "yes" if bool(frontier["passes_all"].sel(size=size)) else ""
         rows.append(row)
     return pd.DataFrame(rows)

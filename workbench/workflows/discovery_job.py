@@ -20,7 +20,7 @@ from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import best_trade_off, smallest_by_counterfactual, with_verdicts
 from workbench.discovery.methods import MEANS_OVER_EXAMPLES, SEARCHES, find_by
 from workbench.discovery.ranking import best_first
-from workbench.discovery.refine import LARGE, PROMPTS
+from workbench.discovery.refine import PROMPTS, is_large
 from workbench.discovery.score_arrays import joint_scores, matrix_of
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
@@ -225,7 +225,7 @@ class DiscoveryJob:
     ) -> tuple[CriteriaSearch, Circuit, bool]:
         """The frontier on the prompts of the runs, the circuit, and whether the criteria hold there."""
         gradients = None
-        if self.graph.n_edges <= LARGE:
+        if not is_large(self.graph):
             gradients = self.sets.find.select(slice(PROMPTS)).circuit_runs(self.value)
         search = by_criteria(
             self._order(scores), runs, self.criteria, refine=None if self.n_edges else self.refine,

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from workbench.discovery.frontier import failing
 from workbench.tasks.measure import Estimate, Score
 from workbench.text import listed
 from workbench.workflows.discovery_run import DiscoveryRun
@@ -155,7 +156,7 @@ def passes_on_test(run: DiscoveryRun) -> bool:
 def holds_on_test(run: DiscoveryRun, name: str) -> bool:
     """Whether all criteria hold on the test prompts against one counterfactual."""
     row = run.evaluation.sel(circuit="circuit", ablation=name)
-    return all(bool(row[f"holds_{letter}"]) for letter in "abcd")
+    return not failing(row)
 
 
 def is_one_difference(run: DiscoveryRun) -> bool:
@@ -292,11 +293,11 @@ def _failures(run: DiscoveryRun, name: str) -> str:
         "d": f"(d) right answers kept are {_share(row['answers_kept'])} ({bounds.answers_kept:.0%} needed), first "
         f"choices {_share(row['same_choice'])} ({bounds.same_choice:.0%} needed)",
     }  # fmt: skip
-    failing = [texts[letter] for letter in "abcd" if not bool(row[f"holds_{letter}"])]
-    if not failing:
+    reasons = [texts[letter] for letter in failing(row)]
+    if not reasons:
         return ""
     text = _against(name)
-    return f"{text[0].upper()}{text[1:]} it fails: {'; '.join(failing)}."
+    return f"{text[0].upper()}{text[1:]} it fails: {'; '.join(reasons)}."
 
 
 def _share(value: object) -> str:
