@@ -158,7 +158,7 @@ def table(holds_a: list[bool], holds_b: list[bool], sizes=(3, 5, 8, 12, 18)) -> 
     error = xr.DataArray(1 / np.array([sizes, sizes]), dims=passes.dims, coords=passes.coords)
     n_pruned = xr.DataArray([0, *sizes[1:]], dims="size")  # the smallest size is dead ends alone
     columns = {"passes": passes, "passes_all": passes.all("ablation"), "error": error, "n_pruned": n_pruned}
-    return xr.Dataset(columns)
+    return xr.Dataset(columns, attrs={"largest": 12})
 
 
 def test_a_size_passes_with_the_next_two_and_against_every_counterfactual():
@@ -169,9 +169,9 @@ def test_a_size_passes_with_the_next_two_and_against_every_counterfactual():
     assert smallest_passing(table([True] * 5, [False, True, True, True, False])) == 5
     assert smallest_passing(table([True] * 5, [False] * 5)) is None
     assert smallest_by_counterfactual(table([True] * 5, [False] * 5)) == {"swap": 3, "abc": None}
-    assert best_trade_off(measured, at_most=12) == 12
+    assert best_trade_off(measured) == 12
     alike = measured.assign(error=measured["error"] * 0 + 1.0)
-    assert best_trade_off(alike, at_most=12) == 5, "not the size of which no edge is left"
+    assert best_trade_off(alike) == 5, "not the size of which no edge is left"
 
 
 def test_prompts_that_choose_ask_for_a_margin():

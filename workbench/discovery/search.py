@@ -201,7 +201,7 @@ def _believable(
     measured = search.frontier
     against = ", ".join(map(str, measured["ablation"].values))
     if search.edges is None:
-        size = best_trade_off(measured, int(criteria.at_most * graph.n_edges))
+        size = best_trade_off(measured)
         error = float(measured["error"].sel(size=size).max())
         raise NoCircuit(
             f"find_circuit: no circuit of at most {criteria.at_most:.0%} of the {graph.n_edges} edges "

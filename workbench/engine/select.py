@@ -2,7 +2,8 @@
 
 `fast_decoder` decides, `CallPlan` says it in words. The first time a model is used, the fast engine makes a
 few random edits of every kind beside the reference; where they differ it warns once, and that model stays on
-the reference path. Agreement is remembered on disk (`models.verdicts`). This module does not know what the edits of a call mean.
+the reference path. Agreement is remembered on disk (`models.verdicts`). This module does not know what the
+edits of a call mean.
 """
 
 import math

@@ -3,8 +3,8 @@
 `bench_circuits` yields a `Row` for each; `by_construction` and `on_trained_models` sum them up.
 Against known edges: both areas under the ROC curve and the precision at the true size, ranked by the size of
 scores, on the edges that the kind of value can see. On trained models, whose true edges nobody knows:
-how near the best tenth of the edges comes to the model prompt by prompt, and whether scores rank edges as their exact effects do. Everywhere: CPR and CMD on
-held-out prompts, seconds, peak memory, passes.
+how near the best tenth of the edges comes to the model prompt by prompt, and whether scores rank edges as their
+exact effects do. Everywhere: CPR and CMD on held-out prompts, seconds, peak memory, passes.
 """
 
 import json

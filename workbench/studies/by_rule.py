@@ -67,8 +67,7 @@ def by_rule_or_nearest(
     except NoCircuit as none:
         measured = none.frontier
         assert isinstance(measured, xr.Dataset)
-        n_edges = best_trade_off(measured, int(measured.attrs["largest"]))
-        return find_circuit(scores, n_edges=n_edges), False
+        return find_circuit(scores, n_edges=best_trade_off(measured)), False
 
 
 @dataclass(frozen=True, eq=False)

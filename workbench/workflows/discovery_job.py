@@ -235,7 +235,7 @@ class DiscoveryJob:
             return search, find_circuit(scores, n_edges=self.n_edges), False
         if search.edges is not None:
             return search, self._of(scores, search.edges), True
-        size = best_trade_off(search.frontier, int(self.criteria.at_most * self.graph.n_edges))
+        size = best_trade_off(search.frontier)
         return search, find_circuit(scores, n_edges=size), False
 
     def _order(self, scores: xr.DataArray) -> np.ndarray:

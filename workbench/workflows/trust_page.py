@@ -95,14 +95,15 @@ def _other_heads_text(row: xr.Dataset) -> str:
 def _other_task_text(row: xr.Dataset) -> str:
     text = (
         "The circuit of another task, found with as many edges, has faithfulness "
-        f"{_each(row, 'faithfulness')} and error {_each(row, 'error')}; it has {float(row['shared_edges']):.0%} of this "
-        "circuit's edges."
+        f"{_each(row, 'faithfulness')} and error {_each(row, 'error')}; it has "
+        f"{float(row['shared_edges']):.0%} of this circuit's edges."
     )
     close = _close(row)
     if bool((row["holds"] == 1).all()):
         return f"{text} It keeps all criteria too, so nothing here is particular to this task."
     if close:
-        return f"{text} It comes close {listed(map(_to, close))}: that alone does not tell the task's circuit from another."
+        near = listed(map(_to, close))
+        return f"{text} It comes close {near}: that alone does not tell the task's circuit from another."
     return text
 
 
@@ -245,8 +246,8 @@ def checks_text(checks: xr.Dataset) -> str:
     text = (
         "Completeness: when the same components are knocked out of circuit and model, the two should still agree. "
         f"They differ most, by {float(checks['incompleteness']):.0%} [{low:.0%}, {high:.0%}] of the effect, without "
-        f"{checks['incompleteness_set'].item()} (0 % is a complete circuit). The sets are a search and not all of them, "
-        "so a worse one may exist.\n\n"
+        f"{checks['incompleteness_set'].item()} (0 % is a complete circuit). The sets are a search and not all of "
+        "them, so a worse one may exist.\n\n"
         f"Minimality: removing any one of {float(checks['minimal']):.0%} of its heads and MLPs costs at least 1 % of "
         "the metric."
     )

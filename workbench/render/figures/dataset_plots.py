@@ -29,7 +29,8 @@ def dataset_figure(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
         title: of the figure.
         labels: token strings of the position axes.
     Raises:
-        WorkbenchError: none of `KINDS` and `DATASETS` fits and there are several variables, or there is nothing to draw.
+        WorkbenchError: none of `KINDS` and `DATASETS` fits and there are several variables, or there is nothing
+            to draw.
     """
     names = set(map(str, result.variables))
     needed, draw_kind = KINDS.get(str(result.attrs.get("kind")), (frozenset(), None))
