@@ -20,7 +20,7 @@ from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import best_trade_off, smallest_by_counterfactual, with_verdicts
 from workbench.discovery.methods import MEANS_OVER_EXAMPLES, SEARCHES, find_by
 from workbench.discovery.ranking import best_first
-from workbench.discovery.refine import PROMPTS, is_large
+from workbench.discovery.refine import PROMPTS, is_large, pruned
 from workbench.discovery.score_arrays import joint_scores, matrix_of
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
@@ -224,12 +224,9 @@ class DiscoveryJob:
         self, scores: xr.DataArray, runs: Mapping[str, Circuits]
     ) -> tuple[CriteriaSearch, Circuit, bool]:
         """The frontier on the prompts of the runs, the circuit, and whether the criteria hold there."""
-        gradients = None
-        if not is_large(self.graph):
-            gradients = self.sets.find.select(slice(PROMPTS)).circuit_runs(self.value)
         search = by_criteria(
             self._order(scores), runs, self.criteria, refine=None if self.n_edges else self.refine,
-            gradients=gradients, seed=self.seed, progress=self.progress,
+            gradients=self._gradients, seed=self.seed, progress=self.progress,
         )  # fmt: skip
         if self.n_edges is not None:
             return search, find_circuit(scores, n_edges=self.n_edges), False
@@ -237,6 +234,13 @@ class DiscoveryJob:
             return search, self._of(scores, search.edges), True
         size = best_trade_off(search.frontier)
         return search, find_circuit(scores, n_edges=size), False
+
+    @cached_property
+    def _gradients(self) -> Mapping[str, Circuits] | None:
+        """Runs on find prompts, whose gradients order edges for refining; a large graph needs none."""
+        if is_large(self.graph):
+            return None
+        return self.sets.find.select(slice(PROMPTS)).circuit_runs(self.value)
 
     def _order(self, scores: xr.DataArray) -> np.ndarray:
         """Flat indices of edges, the largest joint scores first."""
@@ -259,18 +263,32 @@ class DiscoveryJob:
         if len(runs) < 2:
             return circuits
         for name, size in smallest_by_counterfactual(search.frontier).items():
-            if not self.is_small:
-                # Of the ranking of all counterfactuals: one of its own would cost as much again.
-                if size is not None:
-                    circuits[f"difference {name}"] = find_circuit(scores, n_edges=size)
-                continue
-            own = by_criteria(
-                self._order(scores.sel(ablation=[name])), {name: runs[name]}, self.criteria,
-                refine=self.refine, seed=self.seed,
-            )  # fmt: skip
-            if own.edges is not None:
-                circuits[f"difference {name}"] = self._of(scores, own.edges)
+            if self.is_small:
+                edges = self._of_difference(name, scores, search, runs[name])
+                if edges is not None:
+                    circuits[f"difference {name}"] = self._of(scores, edges)
+            # Of the ranking of all counterfactuals, as it is: one of its own would cost as much again.
+            elif size is not None:
+                circuits[f"difference {name}"] = find_circuit(scores, n_edges=size)
         return circuits
+
+    def _of_difference(
+        self, name: str, scores: xr.DataArray, search: CriteriaSearch, runs: Circuits
+    ) -> np.ndarray | None:
+        """The edges that keep the criteria against one counterfactual; None where there are none.
+
+        Refining looks for them in the circuit of all counterfactuals, where there is one.
+        """
+        assert self._gradients is not None  # a graph this small is refined by gradients
+        gradients, against = {name: self._gradients[name]}, {name: runs}
+        if self.refine and search.edges is not None:
+            return pruned(
+                search.edges, gradients=gradients, runs=against, criteria=self.criteria, seed=self.seed
+            )
+        order = self._order(scores.sel(ablation=[name]))
+        return by_criteria(
+            order, against, self.criteria, refine=self.refine, gradients=gradients, seed=self.seed
+        ).edges
 
     def _evaluation(self, circuits: Mapping[str, Circuit], pairs: PairsInModel) -> xr.Dataset:
         """The circuits on some pairs against what they were chosen for; the first with zero and mean values too."""

@@ -132,18 +132,20 @@ def differences_text(run: DiscoveryRun) -> str:
             texts.append(f"no circuit under {run.criteria.at_most:.0%} carries the difference {name}")
         else:
             texts.append(f"{_carry(circuit.n_edges)} the difference {name}")
+    names, before, joint = listed(run.counterfactuals), run.circuits.get("before refining"), run.circuit
+    if run.chosen_by != "criteria":
+        joint = before
     largest = max((circuit.n_edges for circuit in sizes.values() if circuit is not None), default=0)
-    names, before = listed(run.counterfactuals), run.circuits.get("before refining")
-    is_circuit = run.chosen_by == "criteria" and verdict(run) == "circuit"
     start = ""
-    if before is not None and (largest >= run.circuit.n_edges or not is_circuit):
-        # In larger models only the circuit of all differences is refined: it is compared as it was before.
-        start = "Before refining: "
-        texts.append(f"{before.n_edges:,} keep the criteria against {names} on the prompts that chose them")
-    elif is_circuit:
-        texts.append(f"{run.circuit.n_edges:,} reproduce the model against {names}")
-    elif verdict(run) == "no circuit":
+    if joint is None or verdict(run) == "no circuit":
         texts.append(f"none reproduces the model against {names}")
+    elif joint is run.circuit and verdict(run) == "circuit" and largest <= joint.n_edges:
+        texts.append(f"{joint.n_edges:,} reproduce the model against {names}")
+    else:
+        # In larger models only the circuit of all differences is refined: it is compared as it was before.
+        if before is not None and joint.n_edges < min(largest, before.n_edges):
+            start, joint = "Before refining: ", before
+        texts.append(f"{joint.n_edges:,} keep the criteria against {names} on the prompts that chose them")
     sentence = "; ".join(texts)
     return f"{start}{sentence if start else sentence[0].upper() + sentence[1:]}."
 
