@@ -17,7 +17,7 @@ from workbench.workflows.discovery_run import DiscoveryRun
 
 GRAPH = Graph(Shape(8, 1, 1, 16, 8, 32, 20, 16))
 GOOD = {
-    "faithfulness": 0.98, "low": 0.96, "high": 1.0, "error": 0.06, "r": 0.9, "kl_recovered": 0.97,
+    "faithfulness": 0.98, "low": 0.96, "high": 1.0, "error": 0.06, "prompts_near": 0.95, "r": 0.9, "kl_recovered": 0.97,
     "answers_kept": 1.0, "same_choice": 0.95, "m_circuit": 2.94, "m_full": 3.0, "m_empty": -2.9,
 }  # fmt: skip
 """The measures of a circuit that keeps all criteria."""
@@ -102,7 +102,7 @@ def discovery_run(
     return DiscoveryRun(
         circuit=own["circuit"],
         recommended=fields.pop("recommended", True),
-        criteria=Criteria(),
+        criteria=fields.pop("criteria", Criteria()),
         competence=Score("ioi", 64, right, np.nan, "", Estimate(0.7, 0.6, 0.8), share),
         scores=scores,
         frontier=None if passing is None else frontier(list(measures), passing),

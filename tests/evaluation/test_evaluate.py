@@ -243,7 +243,7 @@ def test_what_cannot_be_evaluated_is_refused():
     )
     with pytest.raises(PromptError) as error:
         evaluate(Circuit.full(model), model, uneven, value=zero(), checks=())
-    assert str(error.value) == (
+    assert str(error.value).startswith(
         "Pair 0 has clean and corrupt prompts of 2 and 3 tokens. Edges and circuits need equal "
         "lengths within a pair."
     )

@@ -462,7 +462,7 @@ def test_pairs_of_unequal_length_need_named_positions(tiny):
         "Pair 0 has clean and corrupt prompts of 6 and 7 tokens. Whole-sequence edits need equal lengths; "
         "edit named positions instead (pos=['END'])."
     )
-    with pytest.raises(PromptError, match="^" + re.escape(message) + "$"):
+    with pytest.raises(PromptError, match="^" + re.escape(message) + " The prompts: "):
         wb.effects(tiny, pairs, sites=wb.grid("z", tiny), value=wb.zero())
     with pytest.raises(PromptError, match=re.escape("Edges and circuits need equal lengths within a pair.")):
         wb.score_edges(tiny, pairs, value=wb.zero())

@@ -212,7 +212,7 @@ def test_pairs_of_unequal_lengths_are_refused_before_any_work(tmp_path):
     odd = wb.PromptPairs.from_csv(tiny(), tmp_path / "odd.csv")
     with pytest.raises(PromptError) as refused:
         wb.discover(tiny(), odd, out=tmp_path / "odd", progress=False)
-    assert str(refused.value) == (
+    assert str(refused.value).startswith(
         "Pair 0 has clean and corrupt prompts of 3 and 4 tokens. Edges and circuits need equal lengths "
         "within a pair; row 1 of a file is pair 0."
     )

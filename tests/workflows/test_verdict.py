@@ -5,8 +5,10 @@ import re
 
 import numpy as np
 import pytest
+import xarray as xr
 from discovered import GRAPH, discovery_run
 
+from workbench.discovery.criteria import Criteria
 from workbench.tasks.measure import Estimate, Score
 from workbench.workflows.summary import summary_text
 from workbench.workflows.verdict import (
@@ -42,13 +44,21 @@ def test_a_circuit_is_told_in_units_against_every_counterfactual():
     ("fields", "measures", "title"),
     [
         ({}, {"swap": {}, "abc": {"error": 0.3}}, "Circuit of 8 edges, which fails its criteria on the test prompts"),
-        ({}, {"swap": {}, "abc": BAD}, "Circuit of the difference swap, which fails its criteria on the test prompts"),
+        ({}, {"swap": {}, "abc": BAD}, "Circuit of the difference swap (8 edges), which fails its criteria on the test prompts"),
         ({"recommended": False}, {"swap": BAD}, "No circuit under 15% reproduces the model on these prompts"),
         ({"recommended": False}, {"swap": {}, "abc": BAD}, "No circuit under 15% reproduces the model on these prompts"),
         ({"recommended": False, "chosen_by": "size"}, BOTH, "Circuit of 8 edges"),
         (
-            {"recommended": False, "chosen_by": "method"}, {"swap": BAD},
+            {"recommended": False, "chosen_by": "method"}, {"swap": BAD, "abc": BAD},
             "Circuit of 8 edges, which fails its criteria on the test prompts",
+        ),
+        ({}, {"swap": {}}, "Circuit of the difference swap (8 edges)"),
+        ({}, {"zero": {}}, "Circuit of 8 edges with zero values"),
+        ({"right": 0.28}, BOTH, "Circuit of 8 edges, on prompts of which the model gets 28% right"),
+        ({"criteria": Criteria(error=0.9)}, BOTH, "Circuit of 8 edges, by looser criteria than the default"),
+        (
+            {"chosen_by": "size", "criteria": Criteria(at_most=0.01)}, BOTH,
+            "8 edges, which is too many for a circuit",
         ),
     ],
 )  # fmt: skip
@@ -61,8 +71,8 @@ def test_a_failing_circuit_says_which_criteria_fail_and_by_how_much():
     assert "kept the criteria on the prompts that chose them, and fail them on 128 test prompts." in told
     assert (
         "Against abc it fails: (a) the interval of faithfulness is [0.40, 0.60], not inside [0.85, 1.15]; (b) the error "
-        "per prompt is 0.50, more than 0.15; (c) KL recovered is 0.80, less than 0.9; (d) right answers kept are "
-        "100.0% (95% needed), first choices 50.0% (85% needed)."
+        "per prompt is 0.50, more than 0.15; (c) KL recovered is 0.80, less than 0.9; (d) first choices kept "
+        "are 50.0% (85% needed)."
     ) in told
     assert "Against swap" not in told
     assert "So it is the circuit of the difference swap, not of the task." in told
@@ -94,6 +104,48 @@ def test_one_counterfactual_is_said_to_be_one():
         "It was tested with zero values only, and against no counterfactual prompt."
     )
     assert "one counterfactual only" not in headline(discovery_run(BOTH))
+
+
+def test_most_prompts_have_to_be_near_the_model_and_not_the_mean_alone():
+    run = discovery_run({"swap": {}, "abc": {"prompts_near": 0.51}})
+    assert verdict(run) == "fails on test prompts"
+    assert (
+        "Against abc it fails: (b) only 51.0% of the prompts are nearer to the model than half of what their own "
+        "corruption changes (80% needed)."
+    ) in headline(run)
+
+
+def test_what_speaks_against_a_passing_circuit_is_in_the_headline():
+    names = {"control": ["another task"], "ablation": list(BOTH)}
+    controls = xr.Dataset({"holds": (tuple(names), np.ones((1, 2)))}, coords=names)
+    stability = xr.Dataset({"size": ("draw", np.array([8.0] * 4 + [np.nan] * 6))})
+    told = headline(
+        discovery_run(BOTH, controls=controls, stability=stability, passing={"swap": 4, "abc": 8})
+    )
+    assert "The circuit of another task, of as many edges, keeps the criteria too" in told
+    assert "the rule finds a circuit in only 4 of 10 draws." in told
+    controls["holds"][0, 1] = 0.0
+    stability["size"][:] = 8.0
+    told = headline(discovery_run(BOTH, controls=controls, stability=stability))
+    assert "another task" not in told
+    assert "draws" not in told
+    assert "A low r means" in headline(discovery_run({"swap": {"r": 0.3}, "abc": {}}))
+    assert "r not defined (the metric does not vary) and error" in headline(
+        discovery_run({"swap": {"r": np.nan}})
+    )
+    loose = headline(discovery_run(BOTH, criteria=Criteria(error=0.9)))
+    assert "The bound of error is looser than the default (0.9 instead of 0.15)." in loose
+
+
+def test_a_size_that_was_asked_for_is_no_find():
+    run = discovery_run(BOTH, chosen_by="size", recommended=False)
+    assert (
+        "(a number that was asked for) reproduce it against swap and abc, on 128 test prompts."
+        in headline(run)
+    )
+    run = discovery_run(BOTH, chosen_by="size", criteria=Criteria(at_most=0.01))
+    assert verdict(run) == "too large"
+    assert "More than 1% of the edges are not called a circuit" in headline(run)
 
 
 def test_the_circuit_of_each_difference_stands_beside_that_of_all():

@@ -41,8 +41,8 @@ def discover(
         typer.Option(
             "-n",
             "--n",
-            help="Pairs of a task to find with, as many to choose the size with, and twice as many to test "
-            "with; by default 64.",
+            help="Pairs to find with, as many to choose the size with, and twice as many to test with; by default "
+            "64, and of a file all rows: a quarter, a quarter and a half.",
         ),
     ] = None,
     out: Out = None,

@@ -7,8 +7,10 @@ counterfactual. Read `Criteria.held`. No circuit is run here.
 Sources: 2407.08734 (choices that move faithfulness), 2211.00593 (completeness, minimality).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +19,12 @@ from workbench.errors import CircuitError
 
 SURE = 0.9
 """In what share of resamples a bound has to hold on the prompts that choose a size."""
-LETTERS: Mapping[str, str] = {
-    "a": "the 95 % interval of faithfulness lies inside",
-    "b": "the error per prompt is at most",
-    "c": "the share of KL recovered is at least",
-    "d": "right answers kept, and the model's first choice kept, are at least",
-}
-"""The four criteria by their letters."""
+FEWEST = 4
+"""Prompts, at least, to choose or to test a circuit with: an interval over fewer says nothing."""
+FEW = 32
+"""Prompts under which the choice of a circuit is said to rest on few."""
+LETTERS = "abcd"
+"""The four criteria."""
 
 
 @checked
@@ -34,6 +35,8 @@ class Criteria:
     Attributes:
         faithfulness: (a) where the interval of faithfulness has to lie.
         error: (b) the largest mean |m_C - m_full|, as a share of mean |m_full - m_empty|.
+        prompts_near: (b) the least share of prompts on which |m_C - m_full| is at most half of the prompt's own
+            |m_full - m_empty|. A mean alone can hide half of the prompts: those whose corruption changes little.
         kl_recovered: (c) the least 1 - KL(full, C) / KL(full, empty).
         answers_kept: (d) the least share of the model's right answers that the circuit gives too.
         same_choice: (d) the least share of prompts with the model's first choice.
@@ -48,6 +51,7 @@ class Criteria:
 
     faithfulness: tuple[float, float] = (0.85, 1.15)
     error: float = 0.15
+    prompts_near: float = 0.80
     kl_recovered: float = 0.90
     answers_kept: float = 0.95
     same_choice: float = 0.85
@@ -55,25 +59,34 @@ class Criteria:
 
     def __post_init__(self) -> None:
         low, high = self.faithfulness
+        if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(self.error)):
+            raise CircuitError("Criteria: bounds are finite numbers.")
         if not low <= 1 <= high:
             raise CircuitError(
                 f"Criteria: faithfulness={self.faithfulness} leaves out 1, which is the model itself."
             )
         if not self.error >= 0:
             raise CircuitError(f"Criteria: error={self.error}; a number from 0 up is needed.")
-        for name in ("kl_recovered", "answers_kept", "same_choice", "at_most"):
+        for name in ("prompts_near", "kl_recovered", "answers_kept", "same_choice", "at_most"):
             share = getattr(self, name)
             if not 0 <= share <= 1:
                 raise CircuitError(f"Criteria: {name}={share}; a share from 0 to 1 is needed.")
+        if not self.at_most:
+            raise CircuitError("Criteria: at_most=0 leaves no edge for a circuit.")
+        nothing_asked = not (self.prompts_near or self.kl_recovered or self.answers_kept or self.same_choice)
+        if low <= 0 and self.error >= 1 and nothing_asked:
+            raise CircuitError(
+                "Criteria: the circuit without an edge keeps these bounds, so they say nothing."
+            )
 
     def held(self, measures: Mapping[str, np.ndarray], *, margin: bool = False) -> dict[str, np.ndarray]:
         """Letter → whether the criterion holds, bool of the shape of the measures; NaN holds nothing.
 
         Args:
             measures: arrays by name, as in `evaluate`: `low` and `high` of the faithfulness, `error`,
-                `kl_recovered`, `answers_kept`, `same_choice`. Where the model gets no prompt right,
+                `prompts_near`, `kl_recovered`, `answers_kept`, `same_choice`. Where the model gets no prompt right,
                 `answers_kept` is NaN, and (d) cannot hold.
-            margin: (b) and (c) have to hold in most resamples of the prompts too, by `error_bound` and
+            margin: the error of (b), and (c), have to hold in most resamples of the prompts too, by `error_bound` and
                 `kl_recovered_bound`. That is for prompts that choose among many circuits: the smallest whose
                 number keeps a bound there keeps it by luck, and misses it on the next prompts half of the time.
                 The shares of (d) are counts, which no circuit would keep so surely on 64 prompts.
@@ -81,7 +94,8 @@ class Criteria:
         low, high = self.faithfulness
         return {
             "a": (measures["low"] >= low) & (measures["high"] <= high),
-            "b": measures["error_bound" if margin else "error"] <= self.error,
+            "b": (measures["error_bound" if margin else "error"] <= self.error)
+            & (measures["prompts_near"] >= self.prompts_near),
             "c": measures["kl_recovered_bound" if margin else "kl_recovered"] >= self.kl_recovered,
             "d": (measures["answers_kept"] >= self.answers_kept)
             & (measures["same_choice"] >= self.same_choice),
@@ -89,10 +103,27 @@ class Criteria:
 
     def text(self, letter: str) -> str:
         """A criterion with its bounds, in words."""
-        bounds = {
-            "a": "[{:g}, {:g}]".format(*self.faithfulness),
-            "b": f"{self.error:g} of the mean gap",
-            "c": f"{self.kl_recovered:.0%}",
-            "d": f"{self.answers_kept:.0%} and {self.same_choice:.0%}",
+        low, high = self.faithfulness
+        words = {
+            "a": f"the 95 % interval of faithfulness lies inside [{low:g}, {high:g}]",
+            "b": f"the error per prompt is at most {self.error:g} of the mean gap, and on {self.prompts_near:.0%} of "
+            "the prompts at most half of their own gap",
+            "c": f"the share of KL recovered is at least {self.kl_recovered:.0%}",
+            "d": f"right answers kept are at least {self.answers_kept:.0%}, and the model's first choice kept "
+            f"{self.same_choice:.0%}",
         }
-        return f"({letter}) {LETTERS[letter]} {bounds[letter]}"
+        return f"({letter}) {words[letter]}"
+
+    def looser(self) -> dict[str, tuple[Any, Any]]:
+        """Bound → its value and the default, for each bound that lets through more than the default does."""
+        default = Criteria()
+        low, high = self.faithfulness
+        own = {name: (getattr(self, name), getattr(default, name)) for name in vars(default)}
+        is_looser = {
+            "faithfulness": low < default.faithfulness[0] or high > default.faithfulness[1],
+            "error": self.error > default.error,
+            "at_most": self.at_most > default.at_most,
+        }
+        shares = ("prompts_near", "kl_recovered", "answers_kept", "same_choice")
+        is_looser |= {name: own[name][0] < own[name][1] for name in shares}
+        return {name: own[name] for name in own if is_looser[name]}

@@ -71,7 +71,10 @@ def frontier(
         np.stack(masks), runs, criteria, sure=SURE, level=level, seed=seed, progress=progress
     )
     measured = measured.rename(circuit="size").assign_coords(size=list(sizes))
+    n_pruned = np.array([int(mask.sum()) for mask in masks])
     holds = xr.concat([measured[f"holds_{letter}"] for letter in "abcd"], "criterion").all("criterion")
+    # A circuit without an edge is none, whatever the bounds are.
+    holds = holds & xr.DataArray(n_pruned > 0, dims="size")
     passes = holds.copy()
     for step in range(1, BEYOND + 1):
         # At the end of the grid there is no next size, and so nothing that passes.
@@ -79,7 +82,7 @@ def frontier(
     low, high = criteria.faithfulness
     facts = {
         "kind": "frontier", "level": level, "seed": seed, "faithfulness_from": low, "faithfulness_to": high,
-        "error_at_most": criteria.error, "kl_recovered_at_least": criteria.kl_recovered,
+        "error_at_most": criteria.error, "prompts_near_at_least": criteria.prompts_near, "kl_recovered_at_least": criteria.kl_recovered,
         "answers_kept_at_least": criteria.answers_kept, "same_choice_at_least": criteria.same_choice,
         "largest": int(criteria.at_most * graph.n_edges), "n_edges_of_graph": graph.n_edges,
     }  # fmt: skip
@@ -88,7 +91,7 @@ def frontier(
         passes=passes,
         passes_all=passes.all("ablation"),
         n_edges=("size", np.asarray(sizes)),
-        n_pruned=("size", np.array([int(mask.sum()) for mask in masks])),
+        n_pruned=("size", n_pruned),
     )
 
 

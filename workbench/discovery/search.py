@@ -16,7 +16,7 @@ from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit, mostly_dead_ends
 from workbench.circuit.graph import Graph
 from workbench.discovery.believable import CriteriaSearch, by_criteria
-from workbench.discovery.criteria import Criteria
+from workbench.discovery.criteria import FEW, FEWEST, Criteria
 from workbench.discovery.frontier import best_trade_off
 from workbench.discovery.ranking import best_first, first_edges, grown
 from workbench.discovery.refine import is_large
@@ -33,7 +33,7 @@ from workbench.discovery.score_arrays import (
 )
 from workbench.discovery.scored_runs import runs_by_name, runs_of, smallest_size
 from workbench.engine.values import Value
-from workbench.errors import CircuitError, NoCircuit, NotFinite, UnknownName, unwarned, warn
+from workbench.errors import CircuitError, NoCircuit, NotFinite, PromptError, UnknownName, unwarned, warn
 from workbench.metrics.metric import Metric
 from workbench.models.calls import model_call
 from workbench.models.model import Model
@@ -97,6 +97,8 @@ def find_circuit(
     Raises:
         CircuitError: not exactly one way to say how many edges, or an array that holds no usable scores.
         NoCircuit: no size up to `criteria.at_most` keeps the criteria; its `frontier` has the measures.
+        PromptError: `criteria` with fewer than four different prompts to choose with, in each half where `refine`
+            makes halves.
         NotFinite: an edge or node has a score that is NaN or infinite; the message names it.
         UnknownName: a ranking or a strategy that does not exist.
 
@@ -153,13 +155,17 @@ def find_circuit(
         order = grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
     if criteria is not None:
         several = runs_by_name(scores, graph, model, pairs, value, metric, budget)
+        assert pairs is not None  # without them there are no runs
         gradients = accepting = None
-        if refine is not None and not is_large(graph) and pairs is not None:
+        if refine is None or is_large(graph):
+            _check_enough(pairs)
+        else:
             # Edges left out by the gradients of the prompts that also accept it would fit those prompts and no
             # others (`tiny`, ioi: an error of .11 on them, .15 on new ones).
+            halves = pairs.parts((1, 1))
+            _check_enough(*halves)
             gradients, accepting = (
-                runs_by_name(scores, graph, model, half, value, metric, budget)
-                for half in pairs.parts((1, 1))
+                runs_by_name(scores, graph, model, half, value, metric, budget) for half in halves
             )
         search = by_criteria(
             order,
@@ -170,13 +176,16 @@ def find_circuit(
             accepting=accepting,
             progress=progress,
         )
-        return _believable(scores, graph, search, criteria, values, by)
+        return chosen_on(pairs, _believable(scores, graph, search, criteria, values, by))
     if n_edges is None:
         assert min_faithfulness is not None
         if isinstance(value, Mapping):
             raise CircuitError("find_circuit: min_faithfulness= takes one value; criteria= takes several.")
         runs = runs_of(scores, graph, min_faithfulness, model, pairs, value, metric, budget)
         n_edges = smallest_size(runs, order, min_faithfulness)
+        assert pairs is not None  # without them there are no runs
+        circuit = _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
+        return chosen_on(pairs, circuit)
     return _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
 
 
@@ -186,6 +195,31 @@ def _check_one_size(sizes: Mapping[str, Any]) -> None:
     if len(named) != 1:
         raise CircuitError(
             f"find_circuit: give exactly one of {'=, '.join(sizes)}=; given: {', '.join(named) or 'none'}."
+        )
+
+
+def chosen_on(pairs: PromptPairs, circuit: Circuit) -> Circuit:
+    """A circuit that knows that these pairs chose it: `evaluate` counts them as seen."""
+    return replace(circuit, prompt_ids=circuit.prompt_ids | set(pairs.clean.ids))
+
+
+def _check_enough(*sets: PromptPairs) -> None:
+    """Raise `PromptError` for too few prompts to choose with, and warn of few; copies of a prompt count once."""
+    fewest = min(len(set(pairs.clean.ids)) for pairs in sets)
+    if fewest < FEWEST:
+        halves = (
+            " in each half of pairs= (refine= takes one to order edges, one to accept)"
+            if len(sets) > 1
+            else ""
+        )
+        raise PromptError(
+            f"find_circuit: {fewest} different clean prompts{halves}, and at least {FEWEST} are needed to choose a "
+            "circuit by criteria."
+        )
+    if fewest < FEW:
+        warn(
+            f"find_circuit: only {fewest} prompts choose, and a circuit keeps the criteria on so few by luck at times: "
+            f"give {FEW} or more, and twice as many with refine=."
         )
 
 

@@ -18,7 +18,9 @@ from workbench.metrics.metric import BUILT_IN, Metric
 from workbench.prompts.pairs import PromptPairs
 from workbench.statistics import central, check_level, check_seed, gap_of_means
 
-MEASURES = ("faithfulness", "error", "r", "kl_recovered", "answers_kept", "same_choice")
+MEASURES = ("faithfulness", "error", "prompts_near", "r", "kl_recovered", "answers_kept", "same_choice")
+NEAR = 0.5
+"""A circuit is near the model on a prompt up to this share of what the prompt's own corruption changes."""
 DRAWS = 1000
 
 
@@ -57,6 +59,8 @@ class Resemblance:
 
         faithfulness: (mean m_C - mean m_empty) / (mean m_full - mean m_empty).
         error: mean |m_C - m_full| / mean |m_full - m_empty|.
+        prompts_near: the share of prompts with |m_C - m_full| <= `NEAR` |m_full - m_empty|. The sums of `error`
+            are those of the prompts with large gaps; here each prompt counts once.
         r: Pearson's correlation of m_C with m_full over prompts.
         kl_recovered: 1 - mean KL(full, C) / mean KL(full, empty).
         answers_kept: of the prompts that the model gets right, the share that the circuit gets right.
@@ -85,6 +89,7 @@ class Resemblance:
             measured = {
                 "faithfulness": (mean(self.metric) - mean(self.empty)) / gap,
                 "error": mean(np.abs(self.metric - self.full)) / scale,
+                "prompts_near": np.where(is_gap, mean(self._near.astype(float)), np.nan),
                 "r": self._correlation(mean),
                 "kl_recovered": 1 - mean(self.kl) / kl_gap,
                 "answers_kept": np.full((len(weights), len(self.metric)), np.nan),
@@ -94,6 +99,11 @@ class Resemblance:
                 kept = mean((self.right & self.full_right).astype(float))
                 measured["answers_kept"] = kept / mean(self.full_right.astype(float))
         return measured
+
+    @property
+    def _near(self) -> Bool[np.ndarray, "circuit example"]:
+        """Whether a circuit is nearer to the model than `NEAR` of the prompt's own gap."""
+        return np.abs(self.metric - self.full) <= NEAR * np.abs(self.full - self.empty)
 
     def _correlation(self, mean) -> np.ndarray:
         """[draw, circuit]: r over prompts; NaN where the model or the circuit is the same on all of them."""

@@ -79,8 +79,9 @@ def evaluate(
     Returns:
         Dataset over (circuit,): `faithfulness` (ratio of means), `low`, `high`, `mean_of_ratios`, `n_edges`,
         `in_sample` (share of the pairs it was found on). Prompt by prompt, each with `_low` and `_high`:
-        `error` (mean |m(C) - m(full)| as a share of mean |m(full) - m(empty)|), `r` (correlation with the
-        model's metric), `kl_recovered` (1 - KL(full, C) / KL(full, empty), at `END`, over the vocabulary),
+        `error` (mean |m(C) - m(full)| as a share of mean |m(full) - m(empty)|), `prompts_near` (the share of
+        prompts where |m(C) - m(full)| is at most half of their own |m(full) - m(empty)|), `r` (correlation with
+        the model's metric), `kl_recovered` (1 - KL(full, C) / KL(full, empty), at `END`, over the vocabulary),
         `answers_kept` (of the prompts that the model gets right, the share that the circuit gets right),
         `same_choice` (the share with the model's first choice). Of the checks `complement`, `random`,
         `incompleteness`, each with `_low` and `_high`, `incompleteness_set`, and `minimal` (the share of

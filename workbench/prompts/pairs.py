@@ -5,6 +5,7 @@ padded on the right and never by a tokenizer. Positions count the BOS token. Nam
 given per example, so that templates of different length mix.
 """
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,9 @@ from workbench.prompts.prompts import Prompts
 from workbench.prompts.token_tables import Padding, token_rows
 from workbench.results import versions
 from workbench.text import spelled
+
+MOSTLY = 0.5
+"""Two corruptions that are the same in more of the pairs than this are one counterfactual."""
 
 
 @checked
@@ -97,7 +101,11 @@ class PromptPairs:
             if len(unequal):
                 i = int(unequal[0])
                 lengths = f"{int(self.clean.lengths[i])} and {int(prompts.lengths[i])}"
-                raise PromptError(f"Pair {i} has clean and {name} prompts of {lengths} tokens. {why}")
+                texts = " and ".join(repr("|".join(side.strings[i])) for side in (self.clean, prompts))
+                others = f"; {len(unequal) - 1} other pairs are unequal too" if len(unequal) > 1 else ""
+                raise PromptError(
+                    f"Pair {i} has clean and {name} prompts of {lengths} tokens. {why} The prompts: {texts}{others}."
+                )
 
     @property
     def counterfactual(self) -> str:
@@ -243,7 +251,8 @@ class PromptPairs:
         if len(groups) < len(shares):
             raise PromptError(
                 f"Pairs: {len(self)}, which cannot be parted into {len(shares)} sets: shared prompts connect "
-                f"them into {len(groups)}. Sets of their own need pairs without a prompt in common."
+                f"them into {len(groups)}. Sets of their own need pairs without a prompt in common: exchange words "
+                "in twos (A with B, C with D), so that the prompts of two pairs are in no other."
             )
         random.Random(f"parts {seed}").shuffle(groups)
         # The largest first, each to the set that lacks most: small groups then even out what large ones left.
@@ -460,12 +469,13 @@ def _side(
 
 
 def _check_distinct(sides: Mapping[str, Prompts]) -> None:
-    """Raise `PromptError` where two corruptions are the same in every pair: they would count as two."""
-    names: dict[str, str] = {}
-    for name, prompts in sides.items():
-        if name != "clean" and prompts.fingerprint in names:
+    """Raise `PromptError` where two corruptions are the same in most pairs: they would count as two."""
+    corruptions = {name: prompts for name, prompts in sides.items() if name != "clean"}
+    for (name, some), (other, others) in itertools.combinations(corruptions.items(), 2):
+        n_same = sum(a == b for a, b in zip(some.ids, others.ids, strict=True))
+        if n_same > MOSTLY * len(some):
+            pairs = "all pairs" if n_same == len(some) else f"{n_same} of {len(some)} pairs"
             raise PromptError(
-                f"{names[prompts.fingerprint]} and {name} are the same prompts, which is one counterfactual "
-                "and not two. Leave one of them out."
+                f"{name} and {other} are the same prompts in {pairs}, which is one counterfactual and not two. "
+                "Leave one of them out."
             )
-        names[prompts.fingerprint] = name

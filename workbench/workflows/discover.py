@@ -23,7 +23,7 @@ from workbench.discovery.believable import REFINEMENTS
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.methods import METHODS
 from workbench.engine.named_values import canonical_name
-from workbench.errors import CircuitError, PromptError, UnknownName
+from workbench.errors import CircuitError, UnknownName
 from workbench.files import check_output, replaced
 from workbench.metrics.metric import Metric
 from workbench.models.calls import model_call
@@ -82,7 +82,8 @@ def discover(
         task: a task's name, or pairs of your own: a quarter to find with, a quarter to select with, half to
             test with, and no prompt in two of them.
         out: folder for the files of `FILES`.
-        n: pairs of a task to find with, as many to select with and twice as many to test with; None takes 64.
+        n: pairs to find with, as many to select with and twice as many to test with, of own pairs so many at
+            most; None takes 64, and all own pairs.
         seed: of the prompts, of intervals and draws.
         variant: the one kind of corruption; None takes every counterfactual that the task has.
         metric: None takes the task's own.
@@ -212,19 +213,15 @@ def _prompt_sets(
     metric: str | Metric | None,
     quick: bool,
 ) -> PromptSets:
-    """The three sets of prompts; `quick` takes fewer, with the first counterfactual alone."""
+    """The three sets of prompts; `quick` takes few, with the first counterfactual alone."""
+    if quick and n is None:
+        n = FEW
     if isinstance(task, PromptPairs):
-        if n is not None:
-            raise PromptError("discover: n= belongs to a task's name; of pairs of your own all are taken.")
         if quick:
             task = task.against(task.counterfactual)
-        return PromptSets.of(model, task, seed=seed, variant=variant, metric=metric)
-    if quick and variant is None:
+    elif quick and variant is None:
         variant = find_task(task).counterfactuals[0]
-    size = n
-    if size is None:
-        size = FEW if quick else 64
-    return PromptSets.of(model, task, n=size, seed=seed, variant=variant, metric=metric)
+    return PromptSets.of(model, task, n=n, seed=seed, variant=variant, metric=metric)
 
 
 def _write(

@@ -146,7 +146,11 @@ def _view(
 
 
 def _circuit_caption(run: DiscoveryRun) -> str:
-    caption = "Edges by the size of their score; positions and attention on the first test prompts."
+    caption = (
+        "Edges by the size of their score; positions and attention on the first test prompts, positions against "
+        f"{run.counterfactuals[0]}. Fewer edges than all of the circuit are a picture of its strongest part, and not a "
+        "circuit of that faithfulness."
+    )
     if verdict(run) == "no circuit":
         return f"{caption} This is the best trade-off, which the criteria do not accept."
     return caption
@@ -186,6 +190,7 @@ def _criteria_row(cell: xr.Dataset) -> dict[str, Any]:
         "with no edge": number(cell["m_empty"].mean()),
         "faithfulness": _with_interval(cell, "faithfulness"),
         "error": _with_interval(cell, "error"),
+        "prompts near": _share(cell["prompts_near"]),
         "r": number(cell["r"]),
         "KL recovered": number(cell["kl_recovered"]),
         "answers kept": _share(cell["answers_kept"]),
@@ -306,8 +311,8 @@ def _lens(lens: xr.DataArray, pairs: PromptPairs) -> Section:
 
 
 def _prompt_table(pairs: PromptPairs, most: int = 6) -> pd.DataFrame:
-    clean, corrupt = map(_text, pairs.clean.strings[:most]), map(_text, pairs.corrupt.strings[:most])
-    return pd.DataFrame({"clean": list(clean), "corrupt": list(corrupt)})
+    sides = {"clean": pairs.clean, pairs.counterfactual: pairs.corrupt, **pairs.further}
+    return pd.DataFrame({name: list(map(_text, side.strings[:most])) for name, side in sides.items()})
 
 
 def _text(tokens: Sequence[str]) -> str:

@@ -23,7 +23,7 @@ from workbench.discovery.ranking import best_first
 from workbench.discovery.refine import PROMPTS, is_large, pruned
 from workbench.discovery.score_arrays import joint_scores, matrix_of
 from workbench.discovery.scores import score_edges
-from workbench.discovery.search import find_circuit
+from workbench.discovery.search import chosen_on, find_circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.values import Value, from_store, zero
@@ -218,7 +218,9 @@ class DiscoveryJob:
         runs = self.sets.select.circuit_runs(self.value)
         search, circuit, recommended = self.recommended(scores, runs)
         step("differences")
-        return search, {"circuit": circuit, **self._others(scores, search, runs)}, recommended
+        circuits = {"circuit": circuit, **self._others(scores, search, runs)}
+        select = self.sets.select.pairs
+        return search, {name: chosen_on(select, one) for name, one in circuits.items()}, recommended
 
     def recommended(
         self, scores: xr.DataArray, runs: Mapping[str, Circuits]
@@ -345,6 +347,7 @@ class DiscoveryJob:
         step("controls")
         measured = stability = core = None
         if self.quick:
+            left_out["further counterfactuals"] = "quick runs take the first one alone"
             left_out["controls"] = "quick runs draw no other circuits"
         else:
             measured = controls(

@@ -4,9 +4,12 @@ Scores are made on `find`, criteria choose on `select`, and what is reported is 
 that chose a circuit flatter it. Nothing is measured in this module.
 """
 
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from workbench.errors import PromptError
+from workbench.discovery.criteria import FEWEST
+from workbench.errors import PromptError, warn
 from workbench.experiment import PairsInModel
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
@@ -14,8 +17,8 @@ from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.registry import find_task, load_task
 
-FEWEST = 4
-"""Prompts of a set, at least: an interval over fewer says nothing."""
+USUAL = 64
+"""Pairs of a task to find with, as many to select with, and twice as many to test with."""
 EQUAL_LENGTHS = "Edges and circuits need equal lengths within a pair; row 1 of a file is pair 0."
 
 
@@ -33,7 +36,7 @@ class PromptSets:
         model: Model,
         task: str | PromptPairs,
         *,
-        n: int = 64,
+        n: int | None = None,
         seed: int = 0,
         variant: str | None = None,
         metric: str | Metric | None = None,
@@ -41,6 +44,7 @@ class PromptSets:
         """The sets of a task: `n` pairs, `n` and 2 `n`; or a quarter, a quarter and a half of own pairs.
 
         Args:
+            n: of own pairs so many at most; None takes 64 of a task, and all own pairs.
             variant: the one kind of corruption; None takes all that the task has.
             metric: None takes the pairs' own.
 
@@ -56,9 +60,11 @@ class PromptSets:
                 )
             # Before they are parted: rows are then numbered as in the file.
             task.check_equal_lengths(EQUAL_LENGTHS)
-            find, select, test = task.parts((1, 1, 2), seed=seed)
+            parts = _each_once(task).parts((1, 1, 2), seed=seed)
+            find, select, test = parts if n is None else _at_most(n, parts, seed)
         else:
             find_task(task)
+            n = USUAL if n is None else n
             train = load_task(task, model, n=2 * n, seed=seed, split="train", variant=variant)
             find, select = train.parts((1, 1), seed=seed)
             test = load_task(task, model, n=2 * n, seed=seed, split="heldout", variant=variant)
@@ -74,6 +80,26 @@ class PromptSets:
             measure.check(pairs)
         sets = [PairsInModel.of(model, pairs, metric=measure, seed=seed) for pairs in (find, select, test)]
         return cls(*sets)
+
+
+def _at_most(n: int, parts: Sequence[PromptPairs], seed: int) -> Iterator[PromptPairs]:
+    """`n` pairs of the first two parts and 2 `n` of the third, drawn: a file may be sorted."""
+    draw = random.Random(f"at most {seed}")
+    for part, most in zip(parts, (n, n, 2 * n), strict=True):
+        yield part.select(sorted(draw.sample(range(len(part)), min(most, len(part)))))
+
+
+def _each_once(pairs: PromptPairs) -> PromptPairs:
+    """The first pair of each clean prompt: copies would count as prompts, in every number and interval."""
+    first = sorted({prompt: i for i, prompt in reversed(list(enumerate(pairs.clean.ids)))}.values())
+    if len(first) == len(pairs):
+        return pairs
+    warn(
+        f"discover: {len(pairs) - len(first)} of {len(pairs)} pairs repeat the clean prompt of an earlier one and are "
+        "left out, because a prompt counts once. Further corruptions of a prompt belong into the columns corrupt2, "
+        "corrupt3 and so on."
+    )
+    return pairs.select(first)
 
 
 def _check_sides_differ(pairs: PromptPairs) -> None:

@@ -24,7 +24,7 @@ def summary_text(run: DiscoveryRun) -> str:
 
     format                    "workbench-discover-1"
     title, headline           the sentences that the report begins with
-    verdict                   "circuit", "fails on test prompts" or "no circuit"
+    verdict                   "circuit", "fails on test prompts", "too large" or "no circuit"
     recommended               whether the criteria hold on the prompts that chose the size
     passes_on_test            whether they hold on the test prompts, against every counterfactual
     chosen_by                 "criteria", "size" or "method"
@@ -45,8 +45,9 @@ def summary_text(run: DiscoveryRun) -> str:
     left_out                  section → why it could not be made
     facts                     model, task, metric, seed, fingerprints, versions
 
-    measures: faithfulness, error, r, kl_recovered, answers_kept, same_choice, each with its interval; m_circuit,
-    m_full and m_empty, the mean metric of circuit, model and no edge; holds, the letters of the criteria.
+    measures: faithfulness, error, prompts_near, r, kl_recovered, answers_kept, same_choice, each with its
+    interval; m_circuit, m_full and m_empty, the mean metric of circuit, model and no edge; holds, the letters of
+    the criteria.
     """
     facts = run.evaluation.attrs
     graph = run.circuit.graph

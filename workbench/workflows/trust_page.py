@@ -21,8 +21,10 @@ from workbench.workflows.verdict import edges_text, number
 NUMBERS = "The numbers"
 SHOWN_EDGES = 8
 """Edges that a sentence names."""
-CLOSE = 0.5
-"""A control that keeps this much of the circuit's faithfulness is said to come close."""
+OFTEN = 0.5
+"""Share of draws that keep the criteria from which on a control is said to do as well."""
+CLOSE = 2
+"""A control whose error is up to this many times the circuit's is said to come close."""
 Section = tuple[str, Any, str]
 
 
@@ -55,7 +57,12 @@ def trust_sections(run: DiscoveryRun) -> list[Section]:
 def controls_text(controls: xr.Dataset) -> str:
     """What each control says, a paragraph each."""
     kinds = list(map(str, controls["control"].values))
-    paragraphs = [_other_heads_text(controls.sel(control=OTHER_HEADS))]
+    own = controls.isel(control=0)
+    paragraphs = [
+        f"On {controls.attrs['n']} of the test prompts, on which the circuit itself has faithfulness "
+        f"{_each(own, 'circuit_faithfulness')} and error {_each(own, 'circuit_error')}.",
+        _other_heads_text(controls.sel(control=OTHER_HEADS)),
+    ]
     if OTHER_TASK in kinds:
         paragraphs.append(_other_task_text(controls.sel(control=OTHER_TASK)))
     paragraphs.append(_strongest_text(controls.sel(control=STRONGEST), controls.attrs["kept"]))
@@ -93,8 +100,10 @@ def _other_heads_text(row: xr.Dataset) -> str:
 
 
 def _other_task_text(row: xr.Dataset) -> str:
+    note = str(row["note"].item())
+    of_task = f" ({note})" if note else ""
     text = (
-        "The circuit of another task, found with as many edges, has faithfulness "
+        f"The circuit of another task{of_task}, found with as many edges, has faithfulness "
         f"{_each(row, 'faithfulness')} and error {_each(row, 'error')}; it has "
         f"{float(row['shared_edges']):.0%} of this circuit's edges."
     )
@@ -115,7 +124,7 @@ def _strongest_text(row: xr.Dataset, kept: int) -> str:
         f"({int(row['draws'])} draws), have faithfulness {_each(row, 'faithfulness')} and error {_each(row, 'error')}."
     )
     holds = float(row["holds"].min())
-    if holds >= CLOSE:
+    if holds >= OFTEN:
         return f"{text} {holds:.0%} of these draws keep all criteria, so the weaker edges are hardly needed."
     return text
 
@@ -124,10 +133,8 @@ def _close(row: xr.Dataset) -> list[str]:
     """The counterfactuals against which a control comes close to the circuit."""
     names = []
     for name in map(str, row["ablation"].values):
-        ours, theirs = (
-            float(row[key].sel(ablation=name)) for key in ("circuit_faithfulness", "faithfulness")
-        )
-        if abs(theirs - ours) < CLOSE * abs(ours):
+        ours, theirs = (float(row[key].sel(ablation=name)) for key in ("circuit_error", "error"))
+        if theirs <= CLOSE * ours:
             names.append(name)
     return names
 

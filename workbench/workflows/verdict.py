@@ -8,23 +8,28 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import xarray as xr
 
+from workbench.discovery.criteria import FEW, Criteria
 from workbench.discovery.frontier import failing
+from workbench.evaluation.controls import OTHER_TASK
 from workbench.tasks.measure import Estimate, Score
 from workbench.text import listed
 from workbench.workflows.discovery_run import DiscoveryRun
 
 CAPABLE = 0.85
 """Share of prompts with right above wrong under which a model is said not to do the task."""
+LOW_R = 0.5
+"""A correlation with the model under which a circuit that passes is said to miss which prompts it does better."""
 APART = 0.2
 """Counterfactuals whose faithfulness differs by more are different differences."""
-FEW_TO_CHOOSE = 32
-"""Prompts under which the choice of a circuit is said to rest on few."""
+STABLE = 0.8
+"""Share of draws of the prompts in which the rule has to find a circuit."""
 ABOVE_ONE = 1.005
 """A faithfulness from which on it is shown as more than 1."""
 VALUES = ("zero", "mean")
 """Ablations that are values and no counterfactuals."""
-Verdict = Literal["circuit", "fails on test prompts", "no circuit"]
+Verdict = Literal["circuit", "fails on test prompts", "no circuit", "too large"]
 _WORDS = {
     "diff": "difference", "prob": "probability", "logprob": "log probability", "nll": "negative log likelihood",
     "kl": "KL",
@@ -32,9 +37,11 @@ _WORDS = {
 
 
 def verdict(run: DiscoveryRun) -> Verdict:
-    """Whether there is a circuit to believe, one that fails on the test prompts, or none."""
+    """Whether there is a circuit to believe, one that fails on the test prompts or has too many edges, or none."""
     if run.chosen_by == "criteria" and not run.recommended:
         return "no circuit"
+    if run.circuit.n_edges > run.criteria.at_most * run.circuit.graph.n_edges:
+        return "too large"
     return "circuit" if passes_on_test(run) else "fails on test prompts"
 
 
@@ -44,11 +51,21 @@ def title_of(run: DiscoveryRun) -> str:
     found = verdict(run)
     if found == "no circuit":
         return f"No circuit under {run.criteria.at_most:.0%} reproduces the model on these prompts: {subject}"
-    name = f"Circuit of {edges_text(run.circuit.n_edges)}"
+    edges = edges_text(run.circuit.n_edges)
+    if found == "too large":
+        return f"{edges}, which is too many for a circuit: {subject}"
+    name = f"Circuit of {edges}"
     if is_one_difference(run):
-        name = f"Circuit of the difference {best_counterfactual(run)}"
+        name = f"Circuit of the difference {best_counterfactual(run)} ({edges})"
+    elif run.counterfactuals[0] in VALUES:
+        name += f" with {run.counterfactuals[0]} values"
     if found == "fails on test prompts":
         name += ", which fails its criteria on the test prompts"
+    if run.criteria.looser():
+        name += ", by looser criteria than the default"
+    right = run.competence.right_above_wrong
+    if right.mean < CAPABLE:
+        name += f", on prompts of which the model gets {right.mean:.0%} right"
     return f"{name}: {subject}"
 
 
@@ -85,7 +102,7 @@ def sentences(run: DiscoveryRun) -> list[str]:
     """Those of the headline: the claim first, then its numbers, then what speaks against it."""
     told = [_claim(run), _in_units(run), _prompt_by_prompt(run), _faithfulness(run)]
     told += [_failures(run, name) for name in run.counterfactuals]
-    if is_one_difference(run):
+    if is_one_difference(run) and len(run.counterfactuals) > 1:
         best = best_counterfactual(run)
         told.append(
             f"So it is the circuit of the difference {best}, not of the task."
@@ -106,12 +123,12 @@ def sentences(run: DiscoveryRun) -> list[str]:
             else f"It was tested with {name} values only, and against no counterfactual prompt."
         )
     n_chose = n_that_chose(run)
-    if n_chose is not None and n_chose < FEW_TO_CHOOSE:
+    if n_chose is not None and n_chose < FEW:
         told.append(
-            f"Only {n_chose} prompts chose its size, and a circuit passes on so few by luck at times: give "
-            f"{FEW_TO_CHOOSE} or more."
+            f"Only {n_chose} prompts chose its size. On so few it is luck at times whether a circuit passes or fails: "
+            f"give {FEW} or more, of a file {4 * FEW} rows."
         )
-    return list(filter(None, told))
+    return list(filter(None, [*told, *_against_it(run)]))
 
 
 def n_that_chose(run: DiscoveryRun) -> int | None:
@@ -162,7 +179,9 @@ def holds_on_test(run: DiscoveryRun, name: str) -> bool:
 
 
 def is_one_difference(run: DiscoveryRun) -> bool:
-    """Whether the circuit reproduces one counterfactual much better than another."""
+    """Whether the circuit is known to reproduce one counterfactual only, or much better than another."""
+    if len(run.counterfactuals) == 1:
+        return run.counterfactuals[0] not in VALUES
     values = [_value(run, name, "faithfulness") for name in run.counterfactuals]
     return max(values) - min(values) > APART
 
@@ -233,8 +252,16 @@ def _claim(run: DiscoveryRun) -> str:
     share = f"({circuit.n_edges / circuit.graph.n_edges:.1%})"
     against = _against_all(run.counterfactuals)
     found = verdict(run)
+    if found == "too large":
+        kept = "keep the criteria" if passes_on_test(run) else "fail the criteria"
+        return (
+            f"{edges} {share} {kept} {against}, on {n} test prompts. More than {run.criteria.at_most:.0%} of the edges "
+            "are not called a circuit: with all of them the model reproduces itself."
+        )
     if found == "circuit":
-        return f"{edges} {share} reproduce it {against}, on {n} test prompts that chose nothing."
+        asked = " (a number that was asked for)" if run.chosen_by == "size" else ""
+        chose = "" if run.chosen_by == "size" else " that chose nothing"
+        return f"{edges} {share}{asked} reproduce it {against}, on {n} test prompts{chose}."
     if found == "no circuit":
         return (
             f"No circuit of up to {run.criteria.at_most:.0%} of the edges keeps the criteria {against}. The best "
@@ -261,10 +288,11 @@ def _in_units(run: DiscoveryRun) -> str:
 
 
 def _prompt_by_prompt(run: DiscoveryRun) -> str:
-    texts = [
-        f"r {number(_value(run, name, 'r'))} and error {number(_value(run, name, 'error'))} {_against(name)}"
-        for name in run.counterfactuals
-    ]
+    texts = []
+    for name in run.counterfactuals:
+        r = _value(run, name, "r")
+        told = f"r {number(r)}" if np.isfinite(r) else "r not defined (the metric does not vary)"
+        texts.append(f"{told} and error {number(_value(run, name, 'error'))} {_against(name)}")
     return f"Prompt by prompt (the error as a share of the mean gap): {', '.join(texts)}."
 
 
@@ -283,6 +311,37 @@ def _faithfulness(run: DiscoveryRun) -> str:
     return f"{text}."
 
 
+def _against_it(run: DiscoveryRun) -> list[str]:
+    """What speaks against believing it, though the criteria may hold."""
+    told = []
+    for name, (value, default) in run.criteria.looser().items():
+        told.append(
+            f"The bound of {name.replace('_', ' ')} is looser than the default ({value} instead of {default})."
+        )
+    if run.evaluation.attrs["metric"] == "kl":
+        told.append(
+            "KL is a distance from the model, so that (a), (b) and (c) are nearly one criterion: take a metric that the "
+            "model itself has, such as the logit difference."
+        )
+    elif verdict(run) == "circuit" and any(_value(run, name, "r") < LOW_R for name in run.counterfactuals):
+        told.append("A low r means that the circuit does not show on which prompts the model does better.")
+    if run.controls is not None:
+        other = run.controls.sel(control=OTHER_TASK)
+        if bool((other["holds"] == 1).all()):
+            told.append(
+                "The circuit of another task, of as many edges, keeps the criteria too: nothing here is particular to "
+                "this task."
+            )
+    if run.stability is not None and run.chosen_by == "criteria" and verdict(run) != "no circuit":
+        sizes = run.stability["size"]
+        draws, found = sizes.sizes["draw"], int(sizes.notnull().sum())
+        if found < STABLE * draws:
+            told.append(
+                f"With the prompts drawn again, the rule finds a circuit in only {found} of {draws} draws."
+            )
+    return told
+
+
 def _failures(run: DiscoveryRun, name: str) -> str:
     """Which criteria fail against a counterfactual, and by how much; "" where all hold."""
     row, bounds = run.evaluation.sel(circuit="circuit", ablation=name), run.criteria
@@ -290,16 +349,40 @@ def _failures(run: DiscoveryRun, name: str) -> str:
     texts = {
         "a": f"(a) the interval of faithfulness is [{number(row['low'])}, {number(row['high'])}], "
         f"not inside [{low:g}, {high:g}]",
-        "b": f"(b) the error per prompt is {number(row['error'])}, more than {bounds.error:g}",
+        "b": f"(b) {_error_text(row, bounds)}",
         "c": f"(c) KL recovered is {number(row['kl_recovered'])}, less than {bounds.kl_recovered:g}",
-        "d": f"(d) right answers kept are {_share(row['answers_kept'])} ({bounds.answers_kept:.0%} needed), first "
-        f"choices {_share(row['same_choice'])} ({bounds.same_choice:.0%} needed)",
+        "d": f"(d) {_answers_text(row, bounds)}",
     }  # fmt: skip
     reasons = [texts[letter] for letter in failing(row)]
     if not reasons:
         return ""
     text = _against(name)
     return f"{text[0].upper()}{text[1:]} it fails: {'; '.join(reasons)}."
+
+
+def _error_text(row: xr.Dataset, bounds: Criteria) -> str:
+    """Which part of (b) fails."""
+    texts = []
+    if not float(row["error"]) <= bounds.error:
+        texts.append(f"the error per prompt is {number(row['error'])}, more than {bounds.error:g}")
+    if not float(row["prompts_near"]) >= bounds.prompts_near:
+        texts.append(
+            f"only {_share(row['prompts_near'])} of the prompts are nearer to the model than half of what their own "
+            f"corruption changes ({bounds.prompts_near:.0%} needed)"
+        )
+    return ", and ".join(texts)
+
+
+def _answers_text(row: xr.Dataset, bounds: Criteria) -> str:
+    """Which part of (d) fails."""
+    texts = []
+    if not float(row["answers_kept"]) >= bounds.answers_kept:
+        texts.append(
+            f"right answers kept are {_share(row['answers_kept'])} ({bounds.answers_kept:.0%} needed)"
+        )
+    if not float(row["same_choice"]) >= bounds.same_choice:
+        texts.append(f"first choices kept are {_share(row['same_choice'])} ({bounds.same_choice:.0%} needed)")
+    return ", and ".join(texts)
 
 
 def _share(value: object) -> str:

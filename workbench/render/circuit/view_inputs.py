@@ -116,9 +116,11 @@ def provenance_of(circuit: Circuit, faithfulness: tuple[float, float, float] | N
             fact += f" ({attrs['n']} prompts)"
         facts.append(fact)
     metric, value = attrs.get("metric"), attrs.get("value")
-    # A circuit is found on the clean run, so a value from a store is the other run's, the corrupt one.
-    if value in OTHER_SIDE:
-        value = other_side("clean")
+    if value:
+        # A circuit is found on the clean run, so a value from a store is the other run's, the corrupt one. Scores
+        # over several counterfactuals have the value of each.
+        sides = [other_side("clean") if one in OTHER_SIDE else one for one in str(value).split(", ")]
+        value = ", ".join(dict.fromkeys(sides))
     if metric:
         fact = f"metric {metric}"
         if value:
@@ -128,10 +130,10 @@ def provenance_of(circuit: Circuit, faithfulness: tuple[float, float, float] | N
         facts.append(f"value {value}")
     if "method" in attrs:
         facts.append(f"method {attrs['method']}")
-    facts.append(f"{circuit.n_edges} of {circuit.graph.n_edges} edges")
+    facts.append(f"{circuit.n_edges:,} of {circuit.graph.n_edges:,} edges")
     if faithfulness is not None:
         share, low, high = faithfulness
-        facts.append(f"faithfulness {share:.2f} [{low:.2f}, {high:.2f}]")
+        facts.append(f"faithfulness of all {circuit.n_edges:,}: {share:.2f} [{low:.2f}, {high:.2f}]")
     return tuple(facts)
 
 

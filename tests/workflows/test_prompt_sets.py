@@ -1,0 +1,78 @@
+"""Prompts that count: copies of a prompt, two corruptions that are one, and who has seen what."""
+
+import functools
+
+import pandas as pd
+import pytest
+
+import workbench as wb
+from workbench.discovery.search import find_circuit
+from workbench.errors import PromptError, WorkbenchWarning
+from workbench.workflows.prompt_sets import PromptSets
+
+
+@functools.cache
+def tiny():
+    return wb.load_model("tiny", device="cpu")
+
+
+@functools.cache
+def rows(n: int = 16) -> pd.DataFrame:
+    """Sentences of `agreement`, no two of which share a prompt."""
+    pairs = wb.load_task("agreement", tiny(), n=n)
+    texts = [" ".join(strings[1:]) for strings in pairs.clean.strings]
+    others = [" ".join(strings[1:]) for strings in pairs.corrupt.strings]
+    return pd.DataFrame({"clean": texts, "corrupt": others, "answer": "is", "wrong": "are"})
+
+
+def of(table: pd.DataFrame) -> wb.PromptPairs:
+    return wb.PromptPairs.from_dataframe(tiny(), table)
+
+
+def test_copies_of_a_prompt_count_once_and_are_no_way_past_too_few():
+    few = rows().head(8)
+    with pytest.raises(PromptError, match="at least 4 are needed"):
+        PromptSets.of(tiny(), of(few))
+    copied = pd.concat([few] * 20, ignore_index=True)
+    repeated = pytest.warns(WorkbenchWarning, match="152 of 160 pairs repeat the clean prompt")
+    with repeated, pytest.raises(PromptError, match="at least 4 are needed"):
+        PromptSets.of(tiny(), of(copied))
+
+
+def test_of_own_pairs_n_is_the_most_and_rows_are_drawn():
+    pairs = of(rows(64))
+    sets = PromptSets.of(tiny(), pairs, n=5)
+    assert [len(some) for some in (sets.find, sets.select, sets.test)] == [5, 5, 10]
+    first = PromptSets.of(tiny(), pairs).find.pairs.clean.ids[:5]
+    assert sets.find.pairs.clean.ids != first, "the first rows of a sorted file are all of one kind"
+
+
+def test_two_corruptions_that_are_mostly_the_same_are_one():
+    table = rows(8)
+    third = table["corrupt"].copy()
+    third[:3] = table["corrupt"][3:6].values
+    assert len(of(table.assign(corrupt2=third.values[::-1])).further) == 1
+    third[:3] = table["corrupt"][:3]
+    third[7] = table["corrupt"][0]
+    with pytest.raises(PromptError, match="corrupt and corrupt2 are the same prompts in 7 of 8 pairs"):
+        of(table.assign(corrupt2=third))
+
+
+def test_too_few_prompts_choose_no_circuit():
+    pairs = wb.load_task("ioi", tiny(), n=8)
+    scores = wb.score_edges(tiny(), pairs, value=wb.zero(), progress=False)
+    wanted = {"criteria": wb.Criteria(error=5.0), "model": tiny()}
+    with pytest.raises(PromptError, match="1 different clean prompts, and at least 4"):
+        find_circuit(scores, pairs=pairs.select([0] * 64), **wanted)
+    with pytest.raises(PromptError, match="3 different clean prompts in each half"):
+        find_circuit(scores, pairs=pairs.select(range(6)), refine="prune", **wanted)
+
+
+def test_a_circuit_knows_the_prompts_that_chose_its_size():
+    pairs = wb.load_task("ioi", tiny(), n=16)
+    find, select = pairs.parts((1, 1))
+    scores = wb.score_edges(tiny(), find, value=wb.zero(), progress=False)
+    chosen = find_circuit(scores, min_faithfulness=0.5, model=tiny(), pairs=select)
+    for some in (find, select):
+        measured = wb.evaluate(chosen, tiny(), some, value=wb.zero(), checks=(), progress=False)
+        assert float(measured["in_sample"][0]) == 1.0
