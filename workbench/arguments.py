@@ -31,7 +31,7 @@ from workbench.errors import (
     StoreError,
     WorkbenchError,
 )
-from workbench.text import lone_surrogates, visible, with_article
+from workbench.text import listed, lone_surrogates, visible, with_article
 
 Checked = TypeVar("Checked", bound=Callable[..., Any])
 
@@ -363,6 +363,8 @@ def _series_rule(kind: Any, inner: Sequence[Any]) -> Rule:
 
     words = {tuple: "a tuple", frozenset: "a frozenset", set: "a set"}.get(kind, "a list")
     expected = words if each is None else f"{words} of which each is {each.expected}"
+    if is_fixed:
+        expected = f"{words} of {listed('anything' if part is None else part.expected for part in parts)}"
     return Rule(fits, expected, is_series=True)
 
 

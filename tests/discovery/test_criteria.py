@@ -77,7 +77,6 @@ def test_each_bound_can_fail_by_itself_and_nan_holds_nothing():
         ({"error": -0.1}, "error=-0.1; a number from 0 up is needed."),
         ({"at_most": 1.5}, "at_most=1.5; a share from 0 to 1 is needed."),
         ({"at_most": 0.0}, "at_most=0 leaves no edge for a circuit."),
-        ({"faithfulness": (-np.inf, np.inf)}, "bounds are finite numbers."),
         (
             {
                 "faithfulness": (-1.0, 9.0),

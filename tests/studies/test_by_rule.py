@@ -26,6 +26,7 @@ from workbench.studies.study import Study
 LOOSE = wb.Criteria(
     faithfulness=(-100.0, 100.0),
     error=100.0,
+    prompts_near=0.01,
     kl_recovered=0.0,
     answers_kept=0.0,
     same_choice=0.0,
@@ -40,7 +41,7 @@ def tiny():
 
 def ioi(criteria: wb.Criteria) -> Study:
     roles = [Role("suppressor", at_least={"S2": 0.4}, at_most={"copying": -0.2})]
-    return Study("ioi", "Indirect objects", "", roles, criteria=criteria, method="eap", n=4)
+    return Study("ioi", "Indirect objects", "", roles, criteria=criteria, method="eap", n=8)
 
 
 @functools.cache

@@ -208,8 +208,8 @@ def test_numbers_of_another_machine_are_the_same_study():
 def test_numbers_in_a_drawing_are_compared_and_its_coordinates_are_not(tmp_path):
     drawing = IOI / "circuit.svg"
     for old, new, same in (
-        ("faithfulness 0.95 [0.92, 0.99]", "faithfulness 0.96 [0.92, 0.98]", True),  # the last digit, rounded
-        ("faithfulness 0.95 [0.92, 0.99]", "faithfulness 1.00 [0.12, 0.13]", False),
+        ("0.95 [0.92, 0.99]", "0.96 [0.92, 0.98]", True),  # the last digit, rounded
+        ("0.95 [0.92, 0.99]", "1.00 [0.12, 0.13]", False),
         ("+17.5", "+99.9", False),
         (' y="138.1"', ' y="138.2"', True),
     ):

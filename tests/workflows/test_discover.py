@@ -201,9 +201,12 @@ def test_zero_and_mean_values_are_found_and_written_as_the_corrupt_run_is(tmp_pa
 
 @pytest.mark.parametrize(("options", "by"), [({"n_edges": 12}, "size"), ({"method": "acdc"}, "method")])
 def test_a_size_that_the_criteria_did_not_choose_is_judged_on_the_test_prompts(tmp_path, options, by):
-    run = wb.discover(small(), "induction", out=tmp_path / "run", n=4, quick=True, progress=False, **options)
+    run = wb.discover(
+        small(), "induction", out=tmp_path / "run", n=4, quick=True, progress=False,
+        criteria=wb.Criteria(at_most=0.9), **options,
+    )  # fmt: skip
     assert (run.chosen_by, run.recommended) == (by, False)
-    assert title_of(run).startswith(f"Circuit of {run.circuit.n_edges} edges")
+    assert title_of(run).startswith(f"Circuit of the difference item ({run.circuit.n_edges} edges)")
     assert (run.folder / "frontier.nc").exists() == (by == "size")
 
 

@@ -8,6 +8,7 @@ import pytest
 import workbench as wb
 from workbench.discovery.search import find_circuit
 from workbench.errors import PromptError, WorkbenchWarning
+from workbench.tasks import grammar
 from workbench.workflows.prompt_sets import PromptSets
 
 
@@ -45,6 +46,19 @@ def test_of_own_pairs_n_is_the_most_and_rows_are_drawn():
     assert [len(some) for some in (sets.find, sets.select, sets.test)] == [5, 5, 10]
     first = PromptSets.of(tiny(), pairs).find.pairs.clean.ids[:5]
     assert sets.find.pairs.clean.ids != first, "the first rows of a sorted file are all of one kind"
+
+
+def test_prompts_that_differ_in_a_single_token_are_counted():
+    table = pd.DataFrame(
+        {
+            "clean": [f"The {noun} near the cars" for noun in grammar.NOUNS[:24]],
+            "corrupt": [f"The {noun} near the car" for noun in grammar.NOUNS[:24]],
+            "answer": "is",
+            "wrong": "are",
+        }
+    )
+    assert PromptSets.of(tiny(), of(table)).near_copies == 1.0
+    assert PromptSets.of(tiny(), "ioi", n=8).near_copies < 0.2
 
 
 def test_two_corruptions_that_are_mostly_the_same_are_one():

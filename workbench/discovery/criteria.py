@@ -7,7 +7,6 @@ counterfactual. Read `Criteria.held`. No circuit is run here.
 Sources: 2407.08734 (choices that move faithfulness), 2211.00593 (completeness, minimality).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -59,8 +58,6 @@ class Criteria:
 
     def __post_init__(self) -> None:
         low, high = self.faithfulness
-        if not (math.isfinite(low) and math.isfinite(high) and math.isfinite(self.error)):
-            raise CircuitError("Criteria: bounds are finite numbers.")
         if not low <= 1 <= high:
             raise CircuitError(
                 f"Criteria: faithfulness={self.faithfulness} leaves out 1, which is the model itself."

@@ -121,6 +121,7 @@ class DiscoveryJob:
             circuits["core"] = trust.core
         step("test")
         evaluation = self._evaluation(circuits, self.sets.test)
+        evaluation.attrs["near_copies"] = self.sets.near_copies
         step("heads")
         test = self.few
         heads = effects(

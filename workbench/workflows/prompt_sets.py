@@ -5,8 +5,11 @@ that chose a circuit flatter it. Nothing is measured in this module.
 """
 
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from workbench.discovery.criteria import FEWEST
 from workbench.errors import PromptError, warn
@@ -80,6 +83,26 @@ class PromptSets:
             measure.check(pairs)
         sets = [PairsInModel.of(model, pairs, metric=measure, seed=seed) for pairs in (find, select, test)]
         return cls(*sets)
+
+    @property
+    def near_copies(self) -> float:
+        """The share of test prompts that differ in one token at most from one that scored or chose."""
+        seen: dict[int, list[Sequence[int]]] = defaultdict(list)
+        for some in (self.find, self.select):
+            for tokens in _tokens(some.pairs):
+                seen[len(tokens)].append(tokens)
+        tested = _tokens(self.test.pairs)
+        is_near = [
+            bool(seen[len(tokens)]) and (np.array(seen[len(tokens)]) != tokens).sum(1).min() <= 1
+            for tokens in tested
+        ]
+        return float(np.mean(is_near))
+
+
+def _tokens(pairs: PromptPairs) -> list[list[int]]:
+    """The token ids of each clean prompt."""
+    rows = zip(pairs.clean.tokens.tolist(), pairs.clean.lengths.tolist(), strict=True)
+    return [tokens[:length] for tokens, length in rows]
 
 
 def _at_most(n: int, parts: Sequence[PromptPairs], seed: int) -> Iterator[PromptPairs]:

@@ -23,6 +23,8 @@ LOW_R = 0.5
 """A correlation with the model under which a circuit that passes is said to miss which prompts it does better."""
 APART = 0.2
 """Counterfactuals whose faithfulness differs by more are different differences."""
+MANY_COPIES = 0.5
+"""Share of test prompts that are nearly copies of those that chose, from which on it is said."""
 STABLE = 0.8
 """Share of draws of the prompts in which the rule has to find a circuit."""
 ABOVE_ONE = 1.005
@@ -325,6 +327,12 @@ def _against_it(run: DiscoveryRun) -> list[str]:
         )
     elif verdict(run) == "circuit" and any(_value(run, name, "r") < LOW_R for name in run.counterfactuals):
         told.append("A low r means that the circuit does not show on which prompts the model does better.")
+    near_copies = run.evaluation.attrs.get("near_copies", 0.0)
+    if near_copies >= MANY_COPIES:
+        told.append(
+            f"{near_copies:.0%} of the test prompts differ in one token from a prompt that scored or chose: the "
+            "numbers hold for sentences like these."
+        )
     if run.controls is not None:
         other = run.controls.sel(control=OTHER_TASK)
         if bool((other["holds"] == 1).all()):
