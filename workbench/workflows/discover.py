@@ -160,7 +160,7 @@ def discover_cost(
     >>> import workbench as wb
     >>> cost = wb.discover_cost(wb.load_model("tiny"), "ioi", n=8, quick=True)
     >>> list(cost.steps)
-    ['scores', 'size', 'test', 'heads', 'differences']
+    ['scores', 'size', 'test', 'heads']
     """
     job = _job(
         model, task, n=n, seed=0, variant=variant, metric=metric, value=value, method="eap-ig-inputs",

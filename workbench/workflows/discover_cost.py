@@ -21,6 +21,7 @@ from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.values import zero
 from workbench.interventions.effects import effects
 from workbench.sites import grid
+from workbench.text import listed
 from workbench.workflows.discovery_job import CONTROL_DRAWS, DRAWS, DiscoveryJob
 
 TRIED = 2
@@ -31,9 +32,16 @@ USUAL_ROUNDS = 5
 
 @dataclass(frozen=True)
 class DiscoverCost:
-    """Seconds of each step, estimated; `seconds` of all of them."""
+    """Seconds of each step, estimated; `seconds` of all of them.
+
+    Attributes:
+        n_prompts: to find with, to choose the size with, and to test with.
+        counterfactuals: what the circuit would have to hold against.
+    """
 
     steps: dict[str, float]
+    n_prompts: tuple[int, int, int]
+    counterfactuals: tuple[str, ...]
 
     @property
     def seconds(self) -> float:
@@ -41,8 +49,13 @@ class DiscoverCost:
         return sum(self.steps.values())
 
     def __str__(self) -> str:
+        find, select, test = self.n_prompts
+        prompts = (
+            f"{find} prompts to find with, {select} to choose the size with, {test} to test with; against "
+            f"{listed(self.counterfactuals)}"
+        )
         lines = [f"  {name:12} {seconds:7.0f} s" for name, seconds in self.steps.items()]
-        return "\n".join([f"about {self.seconds:.0f} s on this machine as it is now", *lines])
+        return "\n".join([prompts, f"about {self.seconds:.0f} s on this machine as it is now", *lines])
 
 
 def cost_of(job: DiscoveryJob) -> DiscoverCost:
@@ -78,9 +91,10 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
             candidates += len(FEW_EDGES)
     sizes = len(grid_of_sizes(graph.n_edges, job.criteria.at_most))
     per_set = against * circuit
+    refining = per_set * n_select * rounds * candidates + rounds * gradient * PROMPTS * against
     steps = {
         "scores": score * len(sets.find) * against,
-        "size": per_set * n_select * (sizes + rounds * candidates) + rounds * gradient * PROMPTS * against,
+        "size": per_set * n_select * sizes + refining,
         "test": circuit * 4 * len(sets.test) * (against + 2),
         "heads": head * graph.shape.n_layers * graph.shape.n_heads * n_few,
     }
@@ -88,9 +102,10 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
         steps["controls"] = per_set * (CONTROL_DRAWS + 42) * len(job.fewer)
         steps["stability"] = per_set * 5 * DRAWS * len(job.for_stability)
         steps["agreement"] = per_set * 4 * job.n_agreement * len(job.fewer)
-    if job.is_small:
-        steps["differences"] = steps["size"]
-    return DiscoverCost(steps)
+    if job.is_small and against > 1:
+        steps["differences"] = refining
+    n_prompts = (len(sets.find), len(sets.select), len(sets.test))
+    return DiscoverCost(steps, n_prompts, tuple(runs))
 
 
 def _seconds(call: Callable[[], object]) -> float:
