@@ -13,6 +13,7 @@ import workbench as wb
 from workbench.circuit.graph import Graph
 from workbench.cli import app as cli
 from workbench.cli.output import say, spell_warnings
+from workbench.errors import WorkbenchWarning
 from workbench.stores.plan import content_sum
 from workbench.text import spelled
 
@@ -89,6 +90,7 @@ def test_errors_and_warnings(tmp_path, monkeypatch, capsys):
     assert is_clean(capsys.readouterr().err)
     spell_warnings()
     assert is_clean(warnings.formatwarning(HOSTILE, UserWarning, "a.py", 3))
+    assert warnings.formatwarning("Too few.", WorkbenchWarning, "a.py", 3) == "warning: Too few.\n"
 
 
 def test_arguments_that_nobody_asked_for():

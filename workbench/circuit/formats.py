@@ -5,7 +5,6 @@ EAP-IG and MIB write a graph as JSON or as a torch file: `foreign_files.py` read
 """
 
 import hashlib
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from workbench.circuit.foreign import ForeignCircuit, from_foreign, to_foreign
 from workbench.circuit.foreign_files import dump_json, dump_torch, parse_json, parse_torch
 from workbench.circuit.graph import Graph
 from workbench.documents import read_json
-from workbench.errors import CircuitError, SiteError, UnknownName
+from workbench.errors import CircuitError, SiteError, UnknownName, warn
 from workbench.files import check_free, whole
 from workbench.sites import Shape
 
@@ -98,11 +97,10 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
     facts = {"source_format": source.name, "source_file": path.name, "positive": positive}
     facts["source_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     if circuit.output_neurons:
-        warnings.warn(
+        warn(
             f"{path.name}: {len(circuit.output_neurons)} nodes "
             "have only some dimensions of their output in the circuit. "
-            "They are kept for .weighted_edge_count and for writing; evaluation takes whole nodes.",
-            stacklevel=3,
+            "They are kept for .weighted_edge_count and for writing; evaluation takes whole nodes."
         )
     return replace(circuit, attrs={**circuit.attrs, **facts})
 

@@ -26,12 +26,19 @@ def say(text: object, *, err: bool = False, as_json: bool = False) -> None:
 
 
 def spell_warnings() -> None:
-    """Print warnings with the same care as everything else: they quote files too."""
+    """Print warnings with the same care as everything else: they quote files too.
+
+    Ours are a sentence for the user of the shell, without the line of a program.
+    """
     plain = warnings.formatwarning
 
-    def formatted(*warning: Any, **rest: Any) -> str:
+    def formatted(message: Any, category: type[Warning], *place: Any, **rest: Any) -> str:
+        from workbench.errors import WorkbenchWarning
         from workbench.text import spelled
 
-        return "\n".join(map(spelled, plain(*warning, **rest).split("\n")))
+        text = plain(message, category, *place, **rest)
+        if issubclass(category, WorkbenchWarning):
+            text = f"warning: {message}\n"
+        return "\n".join(map(spelled, text.split("\n")))
 
     warnings.formatwarning = formatted

@@ -7,7 +7,6 @@ edits of a call mean.
 """
 
 import math
-import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.run import Edit
 from workbench.engine.runs import RunCost, forward_flops
 from workbench.engine.values import Value, add, scale
-from workbench.errors import NotFinite
+from workbench.errors import NotFinite, warn
 from workbench.finite import is_finite
 from workbench.models.verdicts import is_right, keep_right
 from workbench.prompts.prompts import Prompts
@@ -117,8 +116,7 @@ def fast_decoder(model: Any, length: int, kinds: Sequence[str] = ()) -> tuple[De
         if not verdicts[key]:
             keep_right(model, check)
         else:
-            text = f"{verdicts[key]} The reference path is used for this model: exact, and slower."
-            warnings.warn(text, stacklevel=2)
+            warn(f"{verdicts[key]} The reference path is used for this model: exact, and slower.")
     disagreement = verdicts[key]
     if disagreement:
         return None, disagreement

@@ -4,7 +4,6 @@ It runs the tests of `nulls.py`, which states what each of them assumes, and col
 verdicts in one table.
 """
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -16,7 +15,7 @@ from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
-from workbench.errors import UnknownName, WorkbenchError
+from workbench.errors import UnknownName, WorkbenchError, warn
 from workbench.evaluation.nulls import REJECTION_SUPPORTS, TESTS, TestedCircuit
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
@@ -121,10 +120,8 @@ def circuit_tests(
     supports = decided & (rejected == np.array([REJECTION_SUPPORTS[test] for test in tests]))
     if not decided.all():
         untested = ", ".join(test for test, known in zip(tests, decided, strict=True) if not known)
-        warnings.warn(
-            f"circuit_tests: nothing to test in {untested}: no edges, "
-            "or a metric that is the same on every prompt.",
-            stacklevel=4,  # at the caller, past the two wrappers of this function
+        warn(
+            f"circuit_tests: nothing to test in {untested}: no edges, or a metric that is the same on every prompt."
         )
     data: dict[str, Any] = {
         "statistic": ("test", [outcome.statistic for outcome in outcomes.values()]),

@@ -6,7 +6,6 @@ Patching, ablation, steering and attribution are values and methods of this one 
 """
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -29,7 +28,7 @@ from workbench.engine.inputs import as_sites, check_positions
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan, fast_decoder
 from workbench.engine.values import Value
-from workbench.errors import EditError, MetricError, NotFinite, SiteError, UnknownName
+from workbench.errors import EditError, MetricError, NotFinite, SiteError, UnknownName, warn
 from workbench.interventions.gradients import Completeness, atp_star, gradient, integrated
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
@@ -210,10 +209,9 @@ def _measured(
                 break
             n_steps *= 2
         if gaps[worst] > CONVERGENCE:
-            warnings.warn(
+            warn(
                 f"effects: the integrated effects of {worst} have not converged: on one prompt they miss "
-                f"{gaps[worst]:.0%} of m(edited) - m(base). Give more steps (now {n_steps}) and no site twice.",
-                stacklevel=5,  # at the caller of `effects`, which is wrapped twice
+                f"{gaps[worst]:.0%} of m(edited) - m(base). Give more steps (now {n_steps}) and no site twice."
             )
         return table, {
             "steps": n_steps,
@@ -261,10 +259,7 @@ def _gap_of_runs(rows: Expansion, runs: MeasuredRuns) -> Float[Tensor, "example"
     # Below rounding a share is rounding divided by rounding.
     flat = torch.from_numpy(np.isnan(known_gap(gap.numpy(), base.numpy())))
     if bool(flat.any()):
-        text = (
-            f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN."
-        )
-        warnings.warn(text, stacklevel=5)  # at the caller of `effects`, which is wrapped twice
+        warn(f"{int(flat.sum())} of {len(gap)} examples do not differ between the runs: their cells are NaN.")
     return gap.masked_fill(flat, float("nan"))
 
 

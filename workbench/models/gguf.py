@@ -8,7 +8,6 @@ numbers all the same. The packages that read GGUF are an extra, and are needed f
 import copy
 import math
 import tempfile
-import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from workbench.errors import ModelError
+from workbench.errors import ModelError, warn
 from workbench.files import check_ordinary
 from workbench.models.folder import WEIGHTS
 from workbench.models.weights import Header, check_numbers, check_room
@@ -123,11 +122,10 @@ def _warn_of_splits(reader: Any, source: str) -> None:
         known = {}
     name = "default" if split is None else split.contents()
     if name not in _AS_GPT2 and name not in known:
-        warnings.warn(
+        warn(
             f"{source!r} splits texts before merging as {name!r}, which transformers does not know: it splits "
             "as GPT-2 does, and may make other tokens of a text than the model was trained on. Compare with "
-            "the model's own tokenizer, or give token ids.",
-            stacklevel=2,
+            "the model's own tokenizer, or give token ids."
         )
 
 

@@ -4,15 +4,13 @@ Read `TextEncoder`. The only module that calls a tokenizer; it knows nothing of 
 """
 
 import re
-import sys
-import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from workbench.arguments import shown
-from workbench.errors import PromptError
+from workbench.errors import PromptError, warn
 from workbench.models.bos import begins_with_bos, bos_token, check_declared, chosen_bos
 from workbench.models.fingerprint import tokenizer_fingerprint
 from workbench.models.load import model_name
@@ -183,21 +181,11 @@ def _warn_without_bos(model: Model, token: str) -> None:
     if model in _warned:
         return
     _warned.add(model)
-    warnings.warn(
+    warn(
         f"The tokenizer of {model_name(model)!r} declares the BOS token {token!r} and puts none in front of "
         "texts, and so neither do prompts. bos=True (in load_model, or where prompts are read; --bos) puts "
-        "it there, as published circuits of GPT-2 have it; bos=False says that none is meant.",
-        stacklevel=_level_of_caller(),
+        "it there, as published circuits of GPT-2 have it; bos=False says that none is meant."
     )
-
-
-def _level_of_caller() -> int:
-    """The `stacklevel` of the nearest caller outside of this package, for a warning by who calls this."""
-    level, frame = 0, sys._getframe(1)
-    package = __name__.partition(".")[0]
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == package:
-        level, frame = level + 1, frame.f_back
-    return level + 1
 
 
 def all_begin_with(bos: int | None, rows: Sequence[Sequence[int]]) -> bool:

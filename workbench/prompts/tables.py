@@ -8,7 +8,6 @@ import codecs
 import csv
 import io
 import re
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from workbench.documents import parse_json
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, warn
 from workbench.files import check_ordinary
 from workbench.text import with_article
 
@@ -177,4 +176,4 @@ def _warn_of_format(path: str | Path, encoding: str, separator: str | None) -> N
     if separator not in (",", None):
         facts.append(f"a table with {SEPARATORS[separator]} between its cells")
     if facts:
-        warnings.warn(f"{Path(path).name} was read as {', '.join(facts)}.", stacklevel=2)
+        warn(f"{Path(path).name} was read as {', '.join(facts)}.")
