@@ -4,8 +4,8 @@
 
 NAME is a pinned model that `workbench models get` brought. 16 prompts of `ioi` of one length, without BOS. The peer
 is timed on every 30th head (--quick: every 90th) and on one prompt, and multiplied. It refuses edges of grouped
-queries, so edges are scored on SmolLM2's shape without groups, with random weights; on NAME itself its scores of
-nodes, which are less work, stand beside our scores of edges for information.
+queries, so edges are scored on SmolLM2's shape without groups, with random weights and NAME's vocabulary; on NAME
+itself its scores of nodes, which are less work, stand beside our scores of edges for information.
 """
 
 import argparse
@@ -37,14 +37,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the peer on every 90th head")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    given = parser.parse_args()
-    model = wb.load_model(given.model, bos=False)
+    options = parser.parse_args()
+    model = wb.load_model(options.model, bos=False)
     pairs = of_one_length(wb.load_task("ioi", model, n=8 * N))
     cases = {
-        "heads": lambda: [heads(model, pairs, every=90 if given.quick else 30)],
-        "edges": lambda: [edges(without_groups(), pairs), nodes(model, pairs)],
+        "heads": lambda: [heads(model, pairs, every=90 if options.quick else 30)],
+        "edges": lambda: [edges(without_groups(model.cfg.d_vocab), pairs), nodes(model, pairs)],
     }
-    list(show_cases(cases, given))
+    list(show_cases(cases, options))
 
 
 def of_one_length(pairs: PromptPairs) -> PromptPairs:
@@ -53,13 +53,13 @@ def of_one_length(pairs: PromptPairs) -> PromptPairs:
     return pairs.select(torch.nonzero(pairs.clean.lengths == commonest).flatten()[:N].tolist())
 
 
-def without_groups() -> Any:
+def without_groups(d_vocab: int) -> Any:
     """A Llama of SmolLM2-135M's shape, but with as many heads of keys and values as of queries."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = transformers.LlamaConfig(
             hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9,
-            num_key_value_heads=9, vocab_size=49152, tie_word_embeddings=True,
+            num_key_value_heads=9, vocab_size=d_vocab, tie_word_embeddings=True,
         )  # fmt: skip
         llama = transformers.LlamaForCausalLM(config).eval()
         return build_bridge_from_module(llama, "LlamaForCausalLM", hf_config=config).eval()
@@ -71,8 +71,11 @@ def heads(model: Any, pairs: PromptPairs, every: int) -> Line:
     tokens, measured = pairs.clean.tokens, logit_difference(pairs)
 
     def ours() -> torch.Tensor:
-        made = wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.zero(), progress=False)
-        mean = made.mean("example").values
+        mean = (
+            wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.zero(), progress=False)
+            .mean("example")
+            .values
+        )
         return torch.tensor([mean[layer, head] for layer, head in sample])
 
     def zeroed(z: torch.Tensor, hook: Any, *, head: int) -> torch.Tensor:
@@ -80,11 +83,11 @@ def heads(model: Any, pairs: PromptPairs, every: int) -> Line:
         return z
 
     def theirs() -> torch.Tensor:
-        found = []
+        measures = []
         for layer, head in sample:
             hook = (f"blocks.{layer}.attn.hook_z", partial(zeroed, head=head))
-            found.append(measured(model.run_with_hooks(tokens, fwd_hooks=[hook])))
-        return torch.stack(found) - base
+            measures.append(measured(model.run_with_hooks(tokens, fwd_hooks=[hook])))
+        return torch.stack(measures) - base
 
     with torch.no_grad():
         base = measured(model(tokens))
@@ -93,7 +96,7 @@ def heads(model: Any, pairs: PromptPairs, every: int) -> Line:
             f"TransformerLens run_with_hooks per head ({len(sample)} timed)",
             3, ours, theirs, repeats=1, peer_repeats=1,
         )  # fmt: skip
-    return times(line, n_heads(model) / len(sample))
+    return scaled(line, n_heads(model) / len(sample))
 
 
 def n_heads(model: Any) -> int:
@@ -104,11 +107,11 @@ def edges(model: Any, pairs: PromptPairs) -> Line:
     """EAP per prompt; the scores of one prompt are compared, relative to the largest."""
     one, graph = pairs.select([0]), Graph.of(model)
     config = peer.EdgeAttributionConfig(granularity="edge")
-    kept: list[Any] = []
+    of_peer: list[Any] = []
 
     def theirs() -> torch.Tensor:
         measured = logit_difference(one)
-        kept[:] = [
+        of_peer[:] = [
             peer.attribution_patch(model, one.corrupt.tokens, one.clean.tokens, measured, config=config)
         ]
         return torch.zeros(())
@@ -117,12 +120,12 @@ def edges(model: Any, pairs: PromptPairs) -> Line:
         f"EAP per prompt, {graph.n_edges:,} edges, SmolLM2's shape without groups, of {len(pairs)} prompts",
         "TransformerLens attribution_patch(edge)", 10, scored(model, pairs), theirs, repeats=1, peer_repeats=1,
     )  # fmt: skip
-    made = scored(model, one)()
+    ours = scored(model, one)()
     table = torch.zeros(graph.exists.shape, dtype=torch.float64)
-    for (writer, reader), score in kept[0].edge_scores.items():
+    for (writer, reader), score in of_peer[0].edge_scores.items():
         table[graph.writer_index[own_name(writer)], graph.reader_index[own_name(reader)]] -= score
-    difference = float((made - table.float()).abs().max() / made.abs().max())
-    return dataclasses.replace(times(line, len(pairs)), max_abs_diff=difference)
+    difference = float((ours - table.float()).abs().max() / ours.abs().max())
+    return dataclasses.replace(scaled(line, len(pairs)), max_abs_diff=difference)
 
 
 def nodes(model: Any, pairs: PromptPairs) -> Line:
@@ -137,7 +140,7 @@ def nodes(model: Any, pairs: PromptPairs) -> Line:
         f"EAP per prompt, {Graph.of(model).n_edges:,} edges, of {len(pairs)} prompts, for information",
         "TransformerLens attribution_patch(node)", 0, scored(model, pairs), theirs, repeats=1, peer_repeats=3,
     )  # fmt: skip
-    return dataclasses.replace(times(line, len(pairs)), max_abs_diff=float("nan"))
+    return dataclasses.replace(scaled(line, len(pairs)), max_abs_diff=float("nan"))
 
 
 def scored(model: Any, pairs: PromptPairs) -> Any:
@@ -149,7 +152,7 @@ def scored(model: Any, pairs: PromptPairs) -> Any:
     ).nan_to_num()
 
 
-def times(line: Line, factor: float) -> Line:
+def scaled(line: Line, factor: float) -> Line:
     """The line where the peer's work was timed on one of `factor` parts."""
     return dataclasses.replace(
         line, ratio=round(line.ratio * factor, 2), peer_s=round(line.peer_s * factor, 2)

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import workbench as wb
-from workbench.discovery.criteria import Criteria
+from workbench.discovery.criteria import Bound, Criteria
 from workbench.discovery.frontier import (
     best_trade_off,
     grid_of_sizes,
@@ -90,7 +90,7 @@ def test_each_bound_can_fail_by_itself_and_nan_holds_nothing():
         ),
     ],
 )
-def test_bounds_that_no_circuit_keeps_are_refused(bounds, message):
+def test_bounds_that_no_circuit_or_every_circuit_keeps_are_refused(bounds, message):
     with pytest.raises(CircuitError) as refused:
         Criteria(**bounds)
     assert str(refused.value) == f"Criteria: {message}"
@@ -129,13 +129,17 @@ def test_a_small_mean_error_does_not_hide_the_prompts_whose_corruption_changes_l
     measures = beside.measures()
     assert measures["error"][0, 0] < 0.05
     assert measures["prompts_near"][0, 0] == 0.5
+    # The model itself is near on prompts without a gap too, where numbers differ by rounding.
+    no_gap = np.array([-10.0, -10.0, 5.0, 5.0])
+    same = Resemblance((full + 1e-7)[None], full, no_gap, 0 * ones, np.ones(4), ones, ones[0], ones)
+    assert same.measures()["prompts_near"][0, 0] == 1.0
 
 
 def test_looser_bounds_are_named():
     assert Criteria().looser() == Criteria(error=0.1, kl_recovered=0.95).looser() == {}
     assert Criteria(error=0.2, faithfulness=(0.5, 1.1)).looser() == {
-        "faithfulness": ((0.5, 1.1), (0.85, 1.15)),
-        "error": (0.2, 0.15),
+        "faithfulness": Bound((0.5, 1.1), (0.85, 1.15)),
+        "error": Bound(0.2, 0.15),
     }
 
 

@@ -30,7 +30,7 @@ def of(table: pd.DataFrame) -> wb.PromptPairs:
     return wb.PromptPairs.from_dataframe(tiny(), table)
 
 
-def test_copies_of_a_prompt_count_once_and_are_no_way_past_too_few():
+def test_copies_of_a_prompt_do_not_make_up_for_too_few_prompts():
     few = rows().head(8)
     with pytest.raises(PromptError, match="at least 4 are needed"):
         PromptSets.of(tiny(), of(few))
@@ -40,10 +40,12 @@ def test_copies_of_a_prompt_count_once_and_are_no_way_past_too_few():
         PromptSets.of(tiny(), of(copied))
 
 
-def test_of_own_pairs_n_is_the_most_and_rows_are_drawn():
+def test_n_limits_own_pairs_and_draws_them_from_the_whole_file():
     pairs = of(rows(64))
     sets = PromptSets.of(tiny(), pairs, n=5)
     assert [len(some) for some in (sets.find, sets.select, sets.test)] == [5, 5, 10]
+    with pytest.raises(PromptError, match="n=2; at least 4 pairs are needed in a set"):
+        PromptSets.of(tiny(), pairs, n=2)
     first = PromptSets.of(tiny(), pairs).find.pairs.clean.ids[:5]
     assert sets.find.pairs.clean.ids != first, "the first rows of a sorted file are all of one kind"
 
@@ -63,13 +65,13 @@ def test_prompts_that_differ_in_a_single_token_are_counted():
 
 def test_two_corruptions_that_are_mostly_the_same_are_one():
     table = rows(8)
-    third = table["corrupt"].copy()
-    third[:3] = table["corrupt"][3:6].values
-    assert len(of(table.assign(corrupt2=third.values[::-1])).further) == 1
-    third[:3] = table["corrupt"][:3]
-    third[7] = table["corrupt"][0]
-    with pytest.raises(PromptError, match="corrupt and corrupt2 are the same prompts in 7 of 8 pairs"):
-        of(table.assign(corrupt2=third))
+    corrupt = table["corrupt"].tolist()
+    others = corrupt[1:] + corrupt[:1]
+    assert list(of(table.assign(corrupt2=corrupt[:4] + others[4:])).further) == ["corrupt2"], (
+        "half is not most"
+    )
+    with pytest.raises(PromptError, match="corrupt and corrupt2 are the same prompts in 5 of 8 pairs"):
+        of(table.assign(corrupt2=corrupt[:5] + others[5:]))
 
 
 def test_too_few_prompts_choose_no_circuit():

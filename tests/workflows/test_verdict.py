@@ -55,14 +55,14 @@ def test_a_circuit_is_told_in_units_against_every_counterfactual():
         ({}, {"swap": {}}, "Circuit of the difference swap (8 edges)"),
         ({}, {"zero": {}}, "Circuit of 8 edges with zero values"),
         ({"right": 0.28}, BOTH, "Circuit of 8 edges, on prompts of which the model gets 28% right"),
-        ({"criteria": Criteria(error=0.9)}, BOTH, "Circuit of 8 edges, by looser criteria than the default"),
+        ({"criteria": Criteria(error=0.9)}, BOTH, "Circuit of 8 edges (criteria looser than the default)"),
         (
             {"chosen_by": "size", "criteria": Criteria(at_most=0.01)}, BOTH,
             "8 edges, which is too many for a circuit",
         ),
     ],
 )  # fmt: skip
-def test_the_title_says_what_failed(fields, measures, title):
+def test_the_title_says_what_was_found_and_what_limits_it(fields, measures, title):
     assert title_of(discovery_run(measures, **fields)) == f"{title}: ioi in tiny"
 
 
@@ -110,34 +110,57 @@ def test_most_prompts_have_to_be_near_the_model_and_not_the_mean_alone():
     run = discovery_run({"swap": {}, "abc": {"prompts_near": 0.51}})
     assert verdict(run) == "fails on test prompts"
     assert (
-        "Against abc it fails: (b) only 51.0% of the prompts are nearer to the model than half of what their own "
-        "corruption changes (80% needed)."
+        "Against abc it fails: (b) the share of prompts on which it misses the model by at most half of the prompt's own "
+        "gap is 51.0% (80% needed)."
     ) in headline(run)
 
 
 def test_what_speaks_against_a_passing_circuit_is_in_the_headline():
     names = {"control": ["another task"], "ablation": list(BOTH)}
     controls = xr.Dataset({"holds": (tuple(names), np.ones((1, 2)))}, coords=names)
+    controls.attrs["n"] = 32
     stability = xr.Dataset({"size": ("draw", np.array([8.0] * 4 + [np.nan] * 6))})
-    told = headline(
-        discovery_run(BOTH, controls=controls, stability=stability, passing={"swap": 4, "abc": 8})
+    unrefined = {"before refining": 8}
+    told = headline(discovery_run(BOTH, controls=controls, stability=stability, circuits=unrefined))
+    assert "The circuit of another task, of as many edges, keeps all criteria on 32 test prompts" in told
+    assert "a size passes in only 4 of 10 draws (before refining)." in told
+    # Where refining alone found a circuit, draws that are not refined say nothing of it.
+    assert "draws" not in headline(discovery_run(BOTH, stability=stability))
+    assert "another task" not in headline(
+        discovery_run(BOTH, controls=controls.drop_sel(control="another task"))
     )
-    assert "The circuit of another task, of as many edges, keeps the criteria too" in told
-    assert "the rule finds a circuit in only 4 of 10 draws." in told
     controls["holds"][0, 1] = 0.0
     stability["size"][:] = 8.0
-    told = headline(discovery_run(BOTH, controls=controls, stability=stability))
+    told = headline(discovery_run(BOTH, controls=controls, stability=stability, circuits=unrefined))
     assert "another task" not in told
     assert "draws" not in told
-    assert "A low r means" in headline(discovery_run({"swap": {"r": 0.3}, "abc": {}}))
-    assert "r not defined (the metric does not vary) and error" in headline(
-        discovery_run({"swap": {"r": np.nan}})
+
+
+def test_what_limits_a_passing_circuit_is_in_the_headline():
+    assert "A low r: the circuit does not reproduce" in headline(
+        discovery_run({"swap": {"r": 0.3}, "abc": {}})
     )
+    constant = "r not defined (the model or the circuit gives the same on every prompt) and error"
+    assert constant in headline(discovery_run({"swap": {"r": np.nan}}))
     loose = headline(discovery_run(BOTH, criteria=Criteria(error=0.9)))
-    assert "The bound of error is looser than the default (0.9 instead of 0.15)." in loose
+    assert "Looser than the default: the bound of the error per prompt, 0.9 instead of 0.15." in loose
+    distance, alike = discovery_run(BOTH), discovery_run(BOTH)
+    distance.evaluation.attrs["metric"] = "kl"
+    assert "KL is a distance from the model" in headline(distance)
+    alike.evaluation.attrs["near_copies"] = 0.75
+    assert (
+        "75% of the test prompts differ in at most one token from a prompt that made the scores"
+        in headline(alike)
+    )
 
 
-def test_a_size_that_was_asked_for_is_no_find():
+def test_nothing_is_judged_where_the_metric_does_not_change():
+    unknown = dict.fromkeys(("faithfulness", "low", "high", "error", "prompts_near", "kl_recovered"), np.nan)
+    told = headline(discovery_run({"swap": {}, "abc": unknown}))
+    assert "Against abc nothing can be judged: the metric does not change on these prompts." in told
+
+
+def test_a_size_that_was_asked_for_is_not_called_a_find_and_can_be_too_large():
     run = discovery_run(BOTH, chosen_by="size", recommended=False)
     assert (
         "(a number that was asked for) reproduce it against swap and abc, on 128 test prompts."

@@ -18,12 +18,20 @@ from workbench.errors import CircuitError
 
 SURE = 0.9
 """In what share of resamples a bound has to hold on the prompts that choose a size."""
-FEWEST = 4
-"""Prompts, at least, to choose or to test a circuit with: an interval over fewer says nothing."""
-FEW = 32
-"""Prompts under which the choice of a circuit is said to rest on few."""
+MIN_PROMPTS = 4
+"""The fewest prompts to choose or to test a circuit with: an interval over fewer says nothing."""
+USUAL_PROMPTS = 32
+"""Prompts below which the choice of a circuit is said to rest on few."""
 LETTERS = "abcd"
-"""The four criteria."""
+"""The names of the four criteria."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One bound of criteria, beside its default."""
+
+    value: Any
+    default: Any
 
 
 @checked
@@ -86,7 +94,7 @@ class Criteria:
             margin: the error of (b), and (c), have to hold in most resamples of the prompts too, by `error_bound` and
                 `kl_recovered_bound`. That is for prompts that choose among many circuits: the smallest whose
                 number keeps a bound there keeps it by luck, and misses it on the next prompts half of the time.
-                The shares of (d) are counts, which no circuit would keep so surely on 64 prompts.
+                The shares of (b) and (d) are counts, which no circuit would keep so surely on 64 prompts.
         """
         low, high = self.faithfulness
         return {
@@ -111,16 +119,16 @@ class Criteria:
         }
         return f"({letter}) {words[letter]}"
 
-    def looser(self) -> dict[str, tuple[Any, Any]]:
-        """Bound → its value and the default, for each bound that lets through more than the default does."""
+    def looser(self) -> dict[str, Bound]:
+        """Name → bound, of those that let through more than the default does."""
         default = Criteria()
         low, high = self.faithfulness
-        own = {name: (getattr(self, name), getattr(default, name)) for name in vars(default)}
+        bounds = {name: Bound(getattr(self, name), getattr(default, name)) for name in vars(default)}
         is_looser = {
             "faithfulness": low < default.faithfulness[0] or high > default.faithfulness[1],
             "error": self.error > default.error,
             "at_most": self.at_most > default.at_most,
         }
         shares = ("prompts_near", "kl_recovered", "answers_kept", "same_choice")
-        is_looser |= {name: own[name][0] < own[name][1] for name in shares}
-        return {name: own[name] for name in own if is_looser[name]}
+        is_looser |= {name: bounds[name].value < bounds[name].default for name in shares}
+        return {name: bound for name, bound in bounds.items() if is_looser[name]}

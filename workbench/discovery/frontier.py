@@ -72,7 +72,7 @@ def frontier(
     )
     measured = measured.rename(circuit="size").assign_coords(size=list(sizes))
     n_pruned = np.array([int(mask.sum()) for mask in masks])
-    holds = xr.concat([measured[f"holds_{letter}"] for letter in "abcd"], "criterion").all("criterion")
+    holds = xr.concat([measured[f"holds_{letter}"] for letter in LETTERS], "criterion").all("criterion")
     # A circuit without an edge is none, whatever the bounds are.
     holds = holds & xr.DataArray(n_pruned > 0, dims="size")
     passes = holds.copy()
@@ -82,7 +82,8 @@ def frontier(
     low, high = criteria.faithfulness
     facts = {
         "kind": "frontier", "level": level, "seed": seed, "faithfulness_from": low, "faithfulness_to": high,
-        "error_at_most": criteria.error, "prompts_near_at_least": criteria.prompts_near, "kl_recovered_at_least": criteria.kl_recovered,
+        "error_at_most": criteria.error, "prompts_near_at_least": criteria.prompts_near,
+        "kl_recovered_at_least": criteria.kl_recovered,
         "answers_kept_at_least": criteria.answers_kept, "same_choice_at_least": criteria.same_choice,
         "largest": int(criteria.at_most * graph.n_edges), "n_edges_of_graph": graph.n_edges,
     }  # fmt: skip
@@ -109,7 +110,7 @@ def measure_against(
 
     Args:
         masks: bool [circuit, (pos,) writer, reader], pruned of dead ends.
-        sure: in what share of resamples of the prompts (b) and (c) have to hold (see `Criteria.held`); None asks
+        sure: in what share of resamples of the prompts the error of (b), and (c), have to hold (see `Criteria.held`); None asks
             for the numbers alone.
 
     Returns:
@@ -148,7 +149,7 @@ def keeping(
             break
         one = {name: runs[name]}
         measured = measure_against(masks[left], one, criteria, sure=sure, level=level, seed=seed)
-        holding[left] = np.stack([measured[f"holds_{letter}"].values[0] for letter in "abcd"]).all(0)
+        holding[left] = np.stack([measured[f"holds_{letter}"].values[0] for letter in LETTERS]).all(0)
     return holding
 
 

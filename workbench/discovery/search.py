@@ -16,7 +16,7 @@ from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit, mostly_dead_ends
 from workbench.circuit.graph import Graph
 from workbench.discovery.believable import CriteriaSearch, by_criteria
-from workbench.discovery.criteria import FEW, FEWEST, Criteria
+from workbench.discovery.criteria import MIN_PROMPTS, USUAL_PROMPTS, Criteria
 from workbench.discovery.frontier import best_trade_off
 from workbench.discovery.ranking import best_first, first_edges, grown
 from workbench.discovery.refine import is_large
@@ -78,8 +78,8 @@ def find_circuit(
             `pairs`. Sizes are searched on a grid that is refined; faithfulness need not grow with size, so a
             smaller one may exist.
         criteria: the smallest number of edges of a grid that keeps these `Criteria` on `pairs`, at it and at
-            the next two sizes, against every counterfactual; (b) and (c) in nine of ten resamples of the
-            prompts, because these prompts choose.
+            the next two sizes, against every counterfactual; the error of (b), and (c), in nine of ten resamples
+            of the prompts, because these prompts choose.
         refine: "prune", with `criteria`: then leave out edges as long as the criteria hold. In graphs of up to
             20,000 edges one half of the pairs then orders the edges, and the other half accepts.
         by: "magnitude" ranks by the size of a score: edges that oppose the behaviour are part of what the
@@ -154,16 +154,16 @@ def find_circuit(
     if strategy == "greedy":
         order = grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
     if criteria is not None:
+        # Edges left out by the gradients of the prompts that also accept it would fit those prompts and no
+        # others (`tiny`, ioi: an error of .11 on them, .15 on new ones).
+        halves = ()
+        if pairs is not None:
+            halves = () if refine is None or is_large(graph) else pairs.parts((1, 1))
+            _check_enough(*(halves or (pairs,)))
         several = runs_by_name(scores, graph, model, pairs, value, metric, budget)
         assert pairs is not None  # without them there are no runs
         gradients = accepting = None
-        if refine is None or is_large(graph):
-            _check_enough(pairs)
-        else:
-            # Edges left out by the gradients of the prompts that also accept it would fit those prompts and no
-            # others (`tiny`, ioi: an error of .11 on them, .15 on new ones).
-            halves = pairs.parts((1, 1))
-            _check_enough(*halves)
+        if halves:
             gradients, accepting = (
                 runs_by_name(scores, graph, model, half, value, metric, budget) for half in halves
             )
@@ -206,20 +206,20 @@ def chosen_on(pairs: PromptPairs, circuit: Circuit) -> Circuit:
 def _check_enough(*sets: PromptPairs) -> None:
     """Raise `PromptError` for too few prompts to choose with, and warn of few; copies of a prompt count once."""
     fewest = min(len(set(pairs.clean.ids)) for pairs in sets)
-    if fewest < FEWEST:
+    if fewest < MIN_PROMPTS:
         halves = (
             " in each half of pairs= (refine= takes one to order edges, one to accept)"
             if len(sets) > 1
             else ""
         )
         raise PromptError(
-            f"find_circuit: {fewest} different clean prompts{halves}, and at least {FEWEST} are needed to choose a "
+            f"find_circuit: {fewest} different clean prompts{halves}, and at least {MIN_PROMPTS} are needed to choose a "
             "circuit by criteria."
         )
-    if fewest < FEW:
+    if fewest < USUAL_PROMPTS:
         warn(
             f"find_circuit: only {fewest} prompts choose, and a circuit keeps the criteria on so few by luck at times: "
-            f"give {FEW} or more, and twice as many with refine=."
+            f"give {USUAL_PROMPTS} or more, and twice as many with refine=."
         )
 
 

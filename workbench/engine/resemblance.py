@@ -19,7 +19,7 @@ from workbench.prompts.pairs import PromptPairs
 from workbench.statistics import central, check_level, check_seed, gap_of_means
 
 MEASURES = ("faithfulness", "error", "prompts_near", "r", "kl_recovered", "answers_kept", "same_choice")
-NEAR = 0.5
+NEAR_SHARE = 0.5
 """A circuit is near the model on a prompt up to this share of what the prompt's own corruption changes."""
 DRAWS = 1000
 
@@ -59,7 +59,7 @@ class Resemblance:
 
         faithfulness: (mean m_C - mean m_empty) / (mean m_full - mean m_empty).
         error: mean |m_C - m_full| / mean |m_full - m_empty|.
-        prompts_near: the share of prompts with |m_C - m_full| <= `NEAR` |m_full - m_empty|. The sums of `error`
+        prompts_near: the share of prompts with |m_C - m_full| <= `NEAR_SHARE` |m_full - m_empty|. The sums of `error`
             are those of the prompts with large gaps; here each prompt counts once.
         r: Pearson's correlation of m_C with m_full over prompts.
         kl_recovered: 1 - mean KL(full, C) / mean KL(full, empty).
@@ -102,8 +102,10 @@ class Resemblance:
 
     @property
     def _near(self) -> Bool[np.ndarray, "circuit example"]:
-        """Whether a circuit is nearer to the model than `NEAR` of the prompt's own gap."""
-        return np.abs(self.metric - self.full) <= NEAR * np.abs(self.full - self.empty)
+        """Whether a circuit is nearer to the model than `NEAR_SHARE` of the prompt's own gap."""
+        # Where a prompt's gap is rounding, so is what a right circuit misses.
+        rounding = 1e-6 * (np.abs(self.full) + np.abs(self.empty))
+        return np.abs(self.metric - self.full) <= NEAR_SHARE * np.abs(self.full - self.empty) + rounding
 
     def _correlation(self, mean) -> np.ndarray:
         """[draw, circuit]: r over prompts; NaN where the model or the circuit is the same on all of them."""

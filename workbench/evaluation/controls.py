@@ -17,7 +17,7 @@ from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.circuit.random import random_circuits, relocated
-from workbench.discovery.criteria import Criteria
+from workbench.discovery.criteria import LETTERS, Criteria
 from workbench.discovery.frontier import measure_against
 from workbench.discovery.score_arrays import graph_of, joint_scores, matrix_of
 from workbench.engine.circuits import Circuits
@@ -40,14 +40,13 @@ class _Control:
     """Circuits of one kind.
 
     Attributes:
-        masks: without dead ends; none where the control cannot be made.
+        masks: without dead ends; none where the control cannot be made, and `why` says so.
         is_drawn: whether they were drawn at random: their interval is then over draws, else over prompts.
-        note: why the control cannot be made; or the name of the other task.
     """
 
     masks: Masks
     is_drawn: bool = True
-    note: str = ""
+    why: str = ""
 
 
 @checked
@@ -93,9 +92,9 @@ def controls(
         `error_percentile` (percent with a larger error), where equal ones count against the circuit.
         Over (control,): `draws`, `distinct` (different circuits among them), `n_edges` (mean),
         `shared_edges` (mean share of the circuit's edges that the control has too), `note` (why a control
-        could not be made; its numbers are NaN; of "another task" its name). Over (ablation,): `circuit_faithfulness` and `circuit_error`
+        could not be made; its numbers are NaN). Over (ablation,): `circuit_faithfulness` and `circuit_error`
         with `_low` and `_high`, and `specific` (1, 0; NaN where no head can be moved).
-        attrs: `n_edges` of the circuit, `n` (prompts), `kept` (strongest edges).
+        attrs: `n_edges` of the circuit, `n` (prompts), `kept` (strongest edges), `other_task` (its name).
 
     Raises:
         CircuitError: no runs, too few draws, or circuits, scores or runs of different graphs.
@@ -123,9 +122,7 @@ def controls(
     n_kept = min(KEPT, int(own.sum()) // 2)
     by_name = {OTHER_HEADS: _other_heads(circuit.graph, own, draws, seed)}
     if other is not None:
-        by_name[OTHER_TASK] = _Control(
-            other.pruned.edges[None], is_drawn=False, note=str(other.attrs.get("task", ""))
-        )
+        by_name[OTHER_TASK] = _Control(other.pruned.edges[None], is_drawn=False)
     by_name[STRONGEST] = _strongest_and_random(circuit, own, scores, n_kept, seed)
     # As many as were chosen: dead ends are part of what random circuits have to survive too.
     size = min(circuit.n_requested, circuit.graph.n_edges)
@@ -151,6 +148,7 @@ def controls(
     table["specific"] = (beaten == 100).astype(float).where(beaten.notnull())
     facts = {
         "kind": "controls", "level": level, "seed": seed, "n_edges": int(own.sum()), "kept": n_kept,
+        "other_task": "" if other is None else str(other.attrs.get("task", "")),
         "n": len(next(iter(runs.values())).pairs),
     }  # fmt: skip
     return table.assign_attrs(clean_attrs(facts))
@@ -175,7 +173,7 @@ def _other_heads(graph: Graph, own: np.ndarray, draws: int, seed: int) -> _Contr
         why = "the circuit has no head, or all heads of a layer alike"
         if graph.shape.n_kv_heads == 1:
             why = "each layer has a single group of heads"
-        return _Control(moved[:0], note=f"No head can be moved: {why}.")
+        return _Control(moved[:0], why=f"No head can be moved: {why}.")
     return _Control(moved)
 
 
@@ -193,7 +191,7 @@ def _strongest_and_random(
         strength = matrix_of(joint, circuit.graph)
     if strength is None or n_kept == 0:
         why = "The circuit has no scores: pass scores=." if strength is None else "Fewer than two edges."
-        return _Control(np.zeros((0, *own.shape), dtype=bool), note=why)
+        return _Control(np.zeros((0, *own.shape), dtype=bool), why=why)
     rank = np.where(own, np.abs(strength), -np.inf)
     kept = np.zeros(own.size, dtype=bool)
     kept[np.argsort(-rank, axis=None, kind="stable")[:n_kept]] = True
@@ -229,7 +227,7 @@ def _table(
         }  # fmt: skip
     holds = unknown
     if n:
-        letters = [measured[f"holds_{letter}"].values[:, list(places)] for letter in "abcd"]
+        letters = [measured[f"holds_{letter}"].values[:, list(places)] for letter in LETTERS]
         holds = np.stack(letters).all(0).mean(1)
     inside = (masks & own).reshape(n, own.size).sum(1)
     columns |= {
@@ -239,7 +237,7 @@ def _table(
         "n_edges": ((), float(masks.reshape(n, own.size).sum(1).mean()) if n else np.nan),
         "shared_edges": ((), float(inside.mean() / own.sum()) if n and own.any() else np.nan),
         "interval_over": ((), "draws" if control.is_drawn else "prompts"),
-        "note": ((), control.note),
+        "note": ((), control.why),
     }
     return xr.Dataset(columns, coords={"ablation": measured["ablation"].values})
 

@@ -34,7 +34,7 @@ from workbench.prompts.token_tables import Padding, token_rows
 from workbench.results import versions
 from workbench.text import spelled
 
-MOSTLY = 0.5
+SAME_SHARE = 0.5
 """Two corruptions that are the same in more of the pairs than this are one counterfactual."""
 
 
@@ -102,9 +102,10 @@ class PromptPairs:
                 i = int(unequal[0])
                 lengths = f"{int(self.clean.lengths[i])} and {int(prompts.lengths[i])}"
                 texts = " and ".join(repr("|".join(side.strings[i])) for side in (self.clean, prompts))
-                others = f"; {len(unequal) - 1} other pairs are unequal too" if len(unequal) > 1 else ""
+                n_others = len(unequal) - 1
+                others = f" Other such pairs: {n_others}." if n_others else ""
                 raise PromptError(
-                    f"Pair {i} has clean and {name} prompts of {lengths} tokens. {why} The prompts: {texts}{others}."
+                    f"Pair {i} has clean and {name} prompts of {lengths} tokens. {why} The prompts: {texts}.{others}"
                 )
 
     @property
@@ -316,7 +317,8 @@ class PromptPairs:
 
         Raises:
             PromptError: no token ids, padding without a mask, other numbers of clean and corrupt prompts, an
-                example without an answer, or a further corruption that is the same as another.
+                example without an answer, or a further corruption that is the same as another in more than half
+                of the pairs.
             UnknownName: positions of a side that is not there.
 
         >>> pairs = PromptPairs.of([[0, 5, 7], [0, 6]], [[0, 4, 7], [0, 3]], [9, 8], [[1, 2], [3]])
@@ -474,7 +476,7 @@ def _check_distinct(sides: Mapping[str, Prompts]) -> None:
     for (name, some), (other, others) in itertools.combinations(corruptions.items(), 2):
         # That there are as many of each is checked where pairs are made.
         n_same = sum(a == b for a, b in zip(some.ids, others.ids, strict=False))
-        if n_same > MOSTLY * len(some):
+        if n_same > SAME_SHARE * len(some):
             pairs = "all pairs" if n_same == len(some) else f"{n_same} of {len(some)} pairs"
             raise PromptError(
                 f"{name} and {other} are the same prompts in {pairs}, which is one counterfactual and not two. "

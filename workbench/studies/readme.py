@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from workbench.discovery.criteria import Criteria
+from workbench.discovery.criteria import LETTERS, Criteria
 from workbench.studies.counterfactuals import ALL, CORE, THIS
 from workbench.studies.evidence import (
     SHOWN_EDGES,
@@ -152,7 +152,7 @@ def _scope(evidence: Evidence) -> str:
 def _counterfactuals(evidence: Evidence) -> str:
     """The circuit, and that of all counterfactuals, against each of them."""
     criteria = Criteria()
-    bounds = "; ".join(criteria.text(letter) for letter in "abcd")
+    bounds = "; ".join(criteria.text(letter) for letter in LETTERS)
     beside = (
         f'"{ALL}" is the smallest circuit that keeps them against every counterfactual, chosen on other '
         "prompts, with nothing refined."

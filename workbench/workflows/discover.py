@@ -82,8 +82,8 @@ def discover(
         task: a task's name, or pairs of your own: a quarter to find with, a quarter to select with, half to
             test with, and no prompt in two of them.
         out: folder for the files of `FILES`.
-        n: pairs to find with, as many to select with and twice as many to test with, of own pairs so many at
-            most; None takes 64, and all own pairs.
+        n: pairs to find with; as many choose the size and twice as many test. Of pairs of your own it is an
+            upper limit. None takes 64 pairs of a task, and all pairs of your own.
         seed: of the prompts, of intervals and draws.
         variant: the one kind of corruption; None takes every counterfactual that the task has.
         metric: None takes the task's own.

@@ -35,12 +35,14 @@ class DiscoverCost:
     """Seconds of each step, estimated; `seconds` of all of them.
 
     Attributes:
-        n_prompts: to find with, to choose the size with, and to test with.
-        counterfactuals: what the circuit would have to hold against.
+        n_find, n_select, n_test: prompts of the three sets.
+        counterfactuals: what the criteria would be held to.
     """
 
     steps: dict[str, float]
-    n_prompts: tuple[int, int, int]
+    n_find: int
+    n_select: int
+    n_test: int
     counterfactuals: tuple[str, ...]
 
     @property
@@ -49,10 +51,9 @@ class DiscoverCost:
         return sum(self.steps.values())
 
     def __str__(self) -> str:
-        find, select, test = self.n_prompts
         prompts = (
-            f"{find} prompts to find with, {select} to choose the size with, {test} to test with; against "
-            f"{listed(self.counterfactuals)}"
+            f"{self.n_find} prompts to find with, {self.n_select} to choose the size with, {self.n_test} to test with; "
+            f"against {listed(self.counterfactuals)}"
         )
         lines = [f"  {name:12} {seconds:7.0f} s" for name, seconds in self.steps.items()]
         return "\n".join([prompts, f"about {self.seconds:.0f} s on this machine as it is now", *lines])
@@ -104,8 +105,7 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
         steps["agreement"] = per_set * 4 * job.n_agreement * len(job.fewer)
     if job.is_small and against > 1:
         steps["differences"] = refining
-    n_prompts = (len(sets.find), len(sets.select), len(sets.test))
-    return DiscoverCost(steps, n_prompts, tuple(runs))
+    return DiscoverCost(steps, len(sets.find), len(sets.select), len(sets.test), tuple(runs))
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -13,7 +13,7 @@ import xarray as xr
 
 from workbench import results
 from workbench.circuit.circuit import Circuit
-from workbench.discovery.criteria import SURE
+from workbench.discovery.criteria import LETTERS, SURE
 from workbench.discovery.frontier import failing, smallest_by_counterfactual, smallest_passing
 from workbench.discovery.scores import score_edges
 from workbench.engine.capture import capture
@@ -30,6 +30,7 @@ from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.prompt_sets import PromptSets
 from workbench.workflows.trust_page import trust_sections
 from workbench.workflows.verdict import (
+    against,
     competence_text,
     competence_warning,
     differences_text,
@@ -147,9 +148,9 @@ def _view(
 
 def _circuit_caption(run: DiscoveryRun) -> str:
     caption = (
-        "Edges by the size of their score; positions and attention on the first test prompts, positions against "
-        f"{run.counterfactuals[0]}. Fewer edges than all of the circuit are a picture of its strongest part, and not a "
-        "circuit of that faithfulness."
+        "Edges by the size of their score. Positions and attention are those of the first test prompts, positions "
+        f"{against(run.counterfactuals[0])}. If the picture shows fewer edges than the circuit has, it shows the "
+        "strongest ones; the faithfulness is that of the whole circuit."
     )
     if verdict(run) == "no circuit":
         return f"{caption} This is the best trade-off, which the criteria do not accept."
@@ -211,7 +212,7 @@ def _share(value: xr.DataArray) -> str:
 
 
 def _criteria_caption(run: DiscoveryRun, sets: PromptSets) -> str:
-    text = "; ".join(run.criteria.text(letter) for letter in "abcd")
+    text = "; ".join(run.criteria.text(letter) for letter in LETTERS)
     metric, unit = metric_words(run.evaluation.attrs["metric"]), run.evaluation.attrs.get("unit", "")
     caption = (
         f"Metric: {metric}{f' ({unit})' if unit else ''}, mean over prompts. {len(sets.test)} prompts that chose "
@@ -242,6 +243,7 @@ def _frontier_table(frontier: xr.Dataset) -> pd.DataFrame:
             cell = frontier.sel(size=size, ablation=name)
             row[f"{name}: faithfulness"] = _with_interval(cell, "faithfulness")
             row[f"{name}: error"] = _with_interval(cell, "error")
+            row[f"{name}: prompts near"] = _share(cell["prompts_near"])
             row[f"{name}: KL"] = _with_interval(cell, "kl_recovered")
             row[f"{name}: fails"] = failing(cell) or "–"
         row["passes"] = "yes" if bool(frontier["passes_all"].sel(size=size)) else ""
@@ -263,7 +265,7 @@ def _frontier_caption(run: DiscoveryRun) -> str:
         f"On the {run.frontier.attrs.get('n', '')} prompts that chose the size, edges ranked by "
         f"{run.circuit.attrs.get('method', 'their scores')} over all counterfactuals. A size passes when the "
         "criteria hold at it and at the next two sizes, against every counterfactual; because these prompts "
-        f"choose, (b) and (c) have to hold in {SURE:.0%} of the resamples of them. {found}"
+        f"choose, error and KL recovered have to keep their bounds in {SURE:.0%} of the resamples of them. {found}"
     )
 
 

@@ -16,7 +16,7 @@ from workbench import results
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.believable import CriteriaSearch, by_criteria
-from workbench.discovery.criteria import Criteria
+from workbench.discovery.criteria import LETTERS, Criteria
 from workbench.discovery.frontier import best_trade_off, smallest_by_counterfactual, with_verdicts
 from workbench.discovery.methods import MEANS_OVER_EXAMPLES, SEARCHES, find_by
 from workbench.discovery.ranking import best_first
@@ -219,9 +219,15 @@ class DiscoveryJob:
         runs = self.sets.select.circuit_runs(self.value)
         search, circuit, recommended = self.recommended(scores, runs)
         step("differences")
-        circuits = {"circuit": circuit, **self._others(scores, search, runs)}
         select = self.sets.select.pairs
-        return search, {name: chosen_on(select, one) for name, one in circuits.items()}, recommended
+        if self.n_edges is None:  # a size that was asked for was chosen on no prompts
+            circuit = chosen_on(select, circuit)
+        others = self._others(scores, search, runs).items()
+        return (
+            search,
+            {"circuit": circuit} | {name: chosen_on(select, one) for name, one in others},
+            recommended,
+        )
 
     def recommended(
         self, scores: xr.DataArray, runs: Mapping[str, Circuits]
@@ -300,7 +306,7 @@ class DiscoveryJob:
         others = {name: pairs.value(name) for name in ("zero", "mean") if name not in values}
         first = self.measured({"circuit": circuits["circuit"]}, pairs, others)
         # NaN is what the other circuits were not tested with. Truth values have no NaN: they are made anew.
-        verdicts = [f"holds_{letter}" for letter in "abcd"]
+        verdicts = [f"holds_{letter}" for letter in LETTERS]
         further = first.drop_vars(verdicts).reindex(circuit=list(circuits))
         joined = xr.concat(
             [measured.drop_vars(verdicts), further], "ablation", data_vars="minimal", coords="minimal",
@@ -348,7 +354,8 @@ class DiscoveryJob:
         step("controls")
         measured = stability = core = None
         if self.quick:
-            left_out["further counterfactuals"] = "quick runs take the first one alone"
+            if self.value == "corrupt":
+                left_out["further counterfactuals"] = "quick runs test against one alone"
             left_out["controls"] = "quick runs draw no other circuits"
         else:
             measured = controls(
@@ -365,7 +372,7 @@ class DiscoveryJob:
                 scores, self.for_stability.circuit_runs(self.value), self.criteria, draws=DRAWS,
                 near=search.size or circuit.n_requested, seed=self.seed,
             )  # fmt: skip
-            core = self._of(scores, stability["core"].values)
+            core = chosen_on(self.for_stability.pairs, self._of(scores, stability["core"].values))
         step("agreement")
         agreed = None
         if self.quick:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.discovery.criteria import FEWEST
+from workbench.discovery.criteria import MIN_PROMPTS
 from workbench.errors import PromptError, warn
 from workbench.experiment import PairsInModel
 from workbench.metrics.metric import Metric
@@ -20,7 +20,7 @@ from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.registry import find_task, load_task
 
-USUAL = 64
+TASK_PAIRS = 64
 """Pairs of a task to find with, as many to select with, and twice as many to test with."""
 EQUAL_LENGTHS = "Edges and circuits need equal lengths within a pair; row 1 of a file is pair 0."
 
@@ -47,7 +47,7 @@ class PromptSets:
         """The sets of a task: `n` pairs, `n` and 2 `n`; or a quarter, a quarter and a half of own pairs.
 
         Args:
-            n: of own pairs so many at most; None takes 64 of a task, and all own pairs.
+            n: of pairs of your own it is an upper limit. None takes 64 pairs of a task, and all pairs of your own.
             variant: the one kind of corruption; None takes all that the task has.
             metric: None takes the pairs' own.
 
@@ -56,6 +56,8 @@ class PromptSets:
                 length within a pair, or `variant` for pairs of your own.
             UnknownName: no such task, variant or metric.
         """
+        if n is not None and n < MIN_PROMPTS:
+            raise PromptError(f"discover: n={n}; at least {MIN_PROMPTS} pairs are needed in a set.")
         if isinstance(task, PromptPairs):
             if variant is not None:
                 raise PromptError(
@@ -67,16 +69,16 @@ class PromptSets:
             find, select, test = parts if n is None else _at_most(n, parts, seed)
         else:
             find_task(task)
-            n = USUAL if n is None else n
+            n = TASK_PAIRS if n is None else n
             train = load_task(task, model, n=2 * n, seed=seed, split="train", variant=variant)
             find, select = train.parts((1, 1), seed=seed)
             test = load_task(task, model, n=2 * n, seed=seed, split="heldout", variant=variant)
         measure = as_metric(find.metric if metric is None else metric)
         for name, pairs in (("find", find), ("select", select), ("test", test)):
-            if len(pairs) < FEWEST:
+            if len(pairs) < MIN_PROMPTS:
                 raise PromptError(
-                    f"discover: {len(pairs)} pairs to {name} with, and at least {FEWEST} are needed. Give more "
-                    f"pairs: {4 * FEWEST} that share no prompt make sets of {FEWEST}, {FEWEST} and {2 * FEWEST}."
+                    f"discover: {len(pairs)} pairs to {name} with, and at least {MIN_PROMPTS} are needed. Give more "
+                    f"pairs: {4 * MIN_PROMPTS} that share no prompt make sets of {MIN_PROMPTS}, {MIN_PROMPTS} and {2 * MIN_PROMPTS}."
                 )
             _check_sides_differ(pairs)
             pairs.check_equal_lengths(EQUAL_LENGTHS)
@@ -87,14 +89,14 @@ class PromptSets:
     @property
     def near_copies(self) -> float:
         """The share of test prompts that differ in one token at most from one that scored or chose."""
-        seen: dict[int, list[Sequence[int]]] = defaultdict(list)
-        for some in (self.find, self.select):
-            for tokens in _tokens(some.pairs):
-                seen[len(tokens)].append(tokens)
-        tested = _tokens(self.test.pairs)
+        by_length: dict[int, list[list[int]]] = defaultdict(list)
+        for prompt_set in (self.find, self.select):
+            for tokens in _tokens(prompt_set.pairs):
+                by_length[len(tokens)].append(tokens)
+        seen = {length: np.array(rows) for length, rows in by_length.items()}
         is_near = [
-            bool(seen[len(tokens)]) and (np.array(seen[len(tokens)]) != tokens).sum(1).min() <= 1
-            for tokens in tested
+            len(tokens) in seen and (seen[len(tokens)] != tokens).sum(1).min() <= 1
+            for tokens in _tokens(self.test.pairs)
         ]
         return float(np.mean(is_near))
 
@@ -114,12 +116,13 @@ def _at_most(n: int, parts: Sequence[PromptPairs], seed: int) -> Iterator[Prompt
 
 def _each_once(pairs: PromptPairs) -> PromptPairs:
     """The first pair of each clean prompt: copies would count as prompts, in every number and interval."""
-    first = sorted({prompt: i for i, prompt in reversed(list(enumerate(pairs.clean.ids)))}.values())
+    # `unique` gives the first index of each.
+    first = np.sort(np.unique(pairs.clean.ids, return_index=True)[1]).tolist()
     if len(first) == len(pairs):
         return pairs
     warn(
         f"discover: {len(pairs) - len(first)} of {len(pairs)} pairs repeat the clean prompt of an earlier one and are "
-        "left out, because a prompt counts once. Further corruptions of a prompt belong into the columns corrupt2, "
+        "left out, because a prompt counts once. Put further corruptions of a prompt into the columns corrupt2, "
         "corrupt3 and so on."
     )
     return pairs.select(first)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from workbench.discovery.frontier import smallest_by_counterfactual, smallest_passing
+from workbench.discovery.criteria import LETTERS
+from workbench.discovery.frontier import failing, smallest_by_counterfactual, smallest_passing
 from workbench.engine.resemblance import MEASURES
 from workbench.tasks.measure import Estimate
 from workbench.workflows.discovery_run import DiscoveryRun
@@ -125,7 +126,8 @@ def _row(cell: xr.Dataset) -> dict[str, Any]:
         row[name] = _numbers(cell, name, f"{prefix}low", f"{prefix}high")
     row |= {name: float(cell[name].mean()) for name in ("m_circuit", "m_full", "m_empty")}
     if "holds_a" in cell:
-        row["holds"] = "".join(letter for letter in "abcd" if bool(cell[f"holds_{letter}"]))
+        failed = failing(cell)
+        row["holds"] = "".join(letter for letter in LETTERS if letter not in failed)
     return row
 
 

@@ -16,14 +16,14 @@ from workbench.statistics import interval_text
 from workbench.text import listed
 from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.summary import edges_of_kind
-from workbench.workflows.verdict import edges_text, number
+from workbench.workflows.verdict import against, edges_text, number, other_task_passes
 
 NUMBERS = "The numbers"
 SHOWN_EDGES = 8
 """Edges that a sentence names."""
-OFTEN = 0.5
+DRAWS_SHARE = 0.5
 """Share of draws that keep the criteria from which on a control is said to do as well."""
-CLOSE = 2
+ERROR_FACTOR = 2
 """A control whose error is up to this many times the circuit's is said to come close."""
 Section = tuple[str, Any, str]
 
@@ -57,14 +57,13 @@ def trust_sections(run: DiscoveryRun) -> list[Section]:
 def controls_text(controls: xr.Dataset) -> str:
     """What each control says, a paragraph each."""
     kinds = list(map(str, controls["control"].values))
-    own = controls.isel(control=0)
     paragraphs = [
-        f"On {controls.attrs['n']} of the test prompts, on which the circuit itself has faithfulness "
-        f"{_each(own, 'circuit_faithfulness')} and error {_each(own, 'circuit_error')}.",
+        f"Measured on {controls.attrs['n']} of the test prompts. There the circuit itself has faithfulness "
+        f"{_each(controls, 'circuit_faithfulness')}, and error {_each(controls, 'circuit_error')}.",
         _other_heads_text(controls.sel(control=OTHER_HEADS)),
     ]
     if OTHER_TASK in kinds:
-        paragraphs.append(_other_task_text(controls.sel(control=OTHER_TASK)))
+        paragraphs.append(_other_task_text(controls))
     paragraphs.append(_strongest_text(controls.sel(control=STRONGEST), controls.attrs["kept"]))
     paths, complement = controls.sel(control=PATHS), controls.sel(control=COMPLEMENT)
     paragraphs.append(
@@ -89,7 +88,7 @@ def _other_heads_text(row: xr.Dataset) -> str:
             f"{text} The circuit's error is below that of every draw, so it is specific: these heads matter."
         )
     ranks = [
-        f"{float(row['error_percentile'].sel(ablation=name)):.0f} % {_to(name)}"
+        f"{float(row['error_percentile'].sel(ablation=name)):.0f} % {against(name)}"
         for name in names
         if name not in specific
     ]
@@ -99,19 +98,19 @@ def _other_heads_text(row: xr.Dataset) -> str:
     )
 
 
-def _other_task_text(row: xr.Dataset) -> str:
-    note = str(row["note"].item())
-    of_task = f" ({note})" if note else ""
+def _other_task_text(controls: xr.Dataset) -> str:
+    row, task = controls.sel(control=OTHER_TASK), controls.attrs["other_task"]
+    of_task = f" ({task})" if task else ""
     text = (
         f"The circuit of another task{of_task}, found with as many edges, has faithfulness "
         f"{_each(row, 'faithfulness')} and error {_each(row, 'error')}; it has "
         f"{float(row['shared_edges']):.0%} of this circuit's edges."
     )
     close = _close(row)
-    if bool((row["holds"] == 1).all()):
+    if other_task_passes(controls):
         return f"{text} It keeps all criteria too, so nothing here is particular to this task."
     if close:
-        near = listed(map(_to, close))
+        near = listed(map(against, close))
         return f"{text} It comes close {near}: that alone does not tell the task's circuit from another."
     return text
 
@@ -124,7 +123,7 @@ def _strongest_text(row: xr.Dataset, kept: int) -> str:
         f"({int(row['draws'])} draws), have faithfulness {_each(row, 'faithfulness')} and error {_each(row, 'error')}."
     )
     holds = float(row["holds"].min())
-    if holds >= OFTEN:
+    if holds >= DRAWS_SHARE:
         return f"{text} {holds:.0%} of these draws keep all criteria, so the weaker edges are hardly needed."
     return text
 
@@ -134,19 +133,15 @@ def _close(row: xr.Dataset) -> list[str]:
     names = []
     for name in map(str, row["ablation"].values):
         ours, theirs = (float(row[key].sel(ablation=name)) for key in ("circuit_error", "error"))
-        if theirs <= CLOSE * ours:
+        if theirs <= ERROR_FACTOR * ours:
             names.append(name)
     return names
-
-
-def _to(name: str) -> str:
-    return f"against {name}"
 
 
 def _each(row: xr.Dataset, measure: str) -> str:
     """A measure against each counterfactual."""
     names = map(str, row["ablation"].values)
-    return listed(f"{number(row[measure].sel(ablation=name))} {_to(name)}" for name in names)
+    return listed(f"{number(row[measure].sel(ablation=name))} {against(name)}" for name in names)
 
 
 def stability_text(stability: xr.Dataset) -> str:
@@ -174,7 +169,7 @@ def stability_text(stability: xr.Dataset) -> str:
     if found:
         measured = [
             f"faithfulness {number(stability['core_faithfulness'].sel(ablation=name))} and error "
-            f"{number(stability['core_error'].sel(ablation=name))} {_to(name)}"
+            f"{number(stability['core_error'].sel(ablation=name))} {against(name)}"
             for name in map(str, stability["ablation"].values)
         ]
         text += (
@@ -203,7 +198,7 @@ def agreement_text(agreement: xr.Dataset) -> str:
     for direction in map(str, agreement["direction"].values):
         cell = agreement.sel(direction=direction)
         values = [
-            f"{float(cell['above_bound'].sel(ablation=name)):.0%} {_to(name)}"
+            f"{float(cell['above_bound'].sel(ablation=name)):.0%} {against(name)}"
             for name in map(str, agreement["ablation"].values)
             if np.isfinite(float(cell["above_bound"].sel(ablation=name)))
         ]
@@ -223,7 +218,7 @@ def agreement_text(agreement: xr.Dataset) -> str:
             edges = edges_of_kind(agreement, kind, name)
             if edges:
                 more = f" and {len(edges) - SHOWN_EDGES} more" if len(edges) > SHOWN_EDGES else ""
-                named.append(f"{', '.join(edges[:SHOWN_EDGES])}{more} {_to(name)}")
+                named.append(f"{', '.join(edges[:SHOWN_EDGES])}{more} {against(name)}")
         if named:
             text += f"\n\n{kind.capitalize()} ({meaning}): {'; '.join(named)}."
     return (

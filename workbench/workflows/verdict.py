@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import xarray as xr
 
-from workbench.discovery.criteria import FEW, Criteria
+from workbench.discovery.criteria import USUAL_PROMPTS, Criteria
 from workbench.discovery.frontier import failing
 from workbench.evaluation.controls import OTHER_TASK
 from workbench.tasks.measure import Estimate, Score
@@ -23,14 +23,20 @@ LOW_R = 0.5
 """A correlation with the model under which a circuit that passes is said to miss which prompts it does better."""
 APART = 0.2
 """Counterfactuals whose faithfulness differs by more are different differences."""
-MANY_COPIES = 0.5
+COPIES_SHARE = 0.5
 """Share of test prompts that are nearly copies of those that chose, from which on it is said."""
-STABLE = 0.8
+STABLE_SHARE = 0.8
 """Share of draws of the prompts in which the rule has to find a circuit."""
 ABOVE_ONE = 1.005
 """A faithfulness from which on it is shown as more than 1."""
 VALUES = ("zero", "mean")
 """Ablations that are values and no counterfactuals."""
+BOUNDS = {
+    "faithfulness": "interval of faithfulness", "error": "error per prompt",
+    "prompts_near": "share of prompts near the model", "kl_recovered": "KL recovered",
+    "answers_kept": "right answers kept", "same_choice": "first choices kept", "at_most": "share of edges",
+}  # fmt: skip
+"""What each bound of `Criteria` is of, in words."""
 Verdict = Literal["circuit", "fails on test prompts", "no circuit", "too large"]
 _WORDS = {
     "diff": "difference", "prob": "probability", "logprob": "log probability", "nll": "negative log likelihood",
@@ -64,7 +70,7 @@ def title_of(run: DiscoveryRun) -> str:
     if found == "fails on test prompts":
         name += ", which fails its criteria on the test prompts"
     if run.criteria.looser():
-        name += ", by looser criteria than the default"
+        name += " (criteria looser than the default)"
     right = run.competence.right_above_wrong
     if right.mean < CAPABLE:
         name += f", on prompts of which the model gets {right.mean:.0%} right"
@@ -125,12 +131,12 @@ def sentences(run: DiscoveryRun) -> list[str]:
             else f"It was tested with {name} values only, and against no counterfactual prompt."
         )
     n_chose = n_that_chose(run)
-    if n_chose is not None and n_chose < FEW:
+    if n_chose is not None and n_chose < USUAL_PROMPTS:
         told.append(
             f"Only {n_chose} prompts chose its size. On so few it is luck at times whether a circuit passes or fails: "
-            f"give {FEW} or more, of a file {4 * FEW} rows."
+            f"give {USUAL_PROMPTS} or more, of a file {4 * USUAL_PROMPTS} rows."
         )
-    return list(filter(None, [*told, *_against_it(run)]))
+    return list(filter(None, [*told, *_caveats(run)]))
 
 
 def n_that_chose(run: DiscoveryRun) -> int | None:
@@ -236,14 +242,14 @@ def _ablations(run: DiscoveryRun) -> list[str]:
     return [str(name) for name in run.evaluation["ablation"].values]
 
 
-def _against(name: str) -> str:
+def against(name: str) -> str:
     return f"with {name} values" if name in VALUES else f"against {name}"
 
 
 def _against_all(names: Sequence[str]) -> str:
     """ "against swap and abc", or "with zero values"."""
     if names[0] in VALUES:
-        return listed(map(_against, names))
+        return listed(map(against, names))
     return f"against {listed(names)}"
 
 
@@ -284,7 +290,7 @@ def _in_units(run: DiscoveryRun) -> str:
     for name in run.counterfactuals:
         ours, model, empty = (_value(run, name, key) for key in ("m_circuit", "m_full", "m_empty"))
         text = f"{number(ours)} of the model's {number(model)}{unit}" if not texts else number(ours)
-        texts.append(f"{text} {_against(name)} (with no edge {number(empty)})")
+        texts.append(f"{text} {against(name)} (with no edge {number(empty)})")
     words = metric_words(run.evaluation.attrs["metric"])
     return f"{words[0].upper()}{words[1:]}: {', '.join(texts)}."
 
@@ -293,66 +299,80 @@ def _prompt_by_prompt(run: DiscoveryRun) -> str:
     texts = []
     for name in run.counterfactuals:
         r = _value(run, name, "r")
-        told = f"r {number(r)}" if np.isfinite(r) else "r not defined (the metric does not vary)"
-        texts.append(f"{told} and error {number(_value(run, name, 'error'))} {_against(name)}")
+        told = f"r {number(r)}"
+        if not np.isfinite(r):
+            told = "r not defined (the model or the circuit gives the same on every prompt)"
+        texts.append(f"{told} and error {number(_value(run, name, 'error'))} {against(name)}")
     return f"Prompt by prompt (the error as a share of the mean gap): {', '.join(texts)}."
 
 
 def _faithfulness(run: DiscoveryRun) -> str:
-    against = [
-        f"{number(_value(run, name, 'faithfulness'))} {_against(name)}" for name in run.counterfactuals
+    chosen_for = [
+        f"{number(_value(run, name, 'faithfulness'))} {against(name)}" for name in run.counterfactuals
     ]
     others = [
-        f"{number(_value(run, name, 'faithfulness'))} {_against(name)}"
+        f"{number(_value(run, name, 'faithfulness'))} {against(name)}"
         for name in _ablations(run)
         if name not in run.counterfactuals
     ]
-    text = f"Faithfulness: {listed(against)}"
+    text = f"Faithfulness: {listed(chosen_for)}"
     if others:
         text += f"; {listed(others)}, for which it was not chosen"
     return f"{text}."
 
 
-def _against_it(run: DiscoveryRun) -> list[str]:
-    """What speaks against believing it, though the criteria may hold."""
-    told = []
-    for name, (value, default) in run.criteria.looser().items():
-        told.append(
-            f"The bound of {name.replace('_', ' ')} is looser than the default ({value} instead of {default})."
+def _caveats(run: DiscoveryRun) -> list[str]:
+    """Reasons to doubt the circuit even where the criteria hold."""
+    caveats = []
+    for name, bound in run.criteria.looser().items():
+        caveats.append(
+            f"Looser than the default: the bound of the {BOUNDS[name]}, {bound.value} instead of {bound.default}."
         )
     if run.evaluation.attrs["metric"] == "kl":
-        told.append(
+        caveats.append(
             "KL is a distance from the model, so that (a), (b) and (c) are nearly one criterion: take a metric that the "
             "model itself has, such as the logit difference."
         )
     elif verdict(run) == "circuit" and any(_value(run, name, "r") < LOW_R for name in run.counterfactuals):
-        told.append("A low r means that the circuit does not show on which prompts the model does better.")
+        caveats.append("A low r: the circuit does not reproduce on which prompts the model does better.")
     near_copies = run.evaluation.attrs.get("near_copies", 0.0)
-    if near_copies >= MANY_COPIES:
-        told.append(
-            f"{near_copies:.0%} of the test prompts differ in one token from a prompt that scored or chose: the "
-            "numbers hold for sentences like these."
+    if near_copies >= COPIES_SHARE:
+        caveats.append(
+            f"{near_copies:.0%} of the test prompts differ in at most one token from a prompt that made the scores or "
+            "chose the size: the numbers hold for sentences like these."
         )
-    if run.controls is not None:
-        other = run.controls.sel(control=OTHER_TASK)
-        if bool((other["holds"] == 1).all()):
-            told.append(
-                "The circuit of another task, of as many edges, keeps the criteria too: nothing here is particular to "
-                "this task."
-            )
-    if run.stability is not None and run.chosen_by == "criteria" and verdict(run) != "no circuit":
+    if run.controls is not None and other_task_passes(run.controls):
+        caveats.append(
+            f"The circuit of another task, of as many edges, keeps all criteria on {run.controls.attrs['n']} test "
+            "prompts: nothing here is particular to this task."
+        )
+    # Resamples are not refined: where refining alone led to a circuit, they say nothing of it.
+    if run.stability is not None and run.chosen_by == "criteria" and "before refining" in run.circuits:
         sizes = run.stability["size"]
-        draws, found = sizes.sizes["draw"], int(sizes.notnull().sum())
-        if found < STABLE * draws:
-            told.append(
-                f"With the prompts drawn again, the rule finds a circuit in only {found} of {draws} draws."
+        n_draws, n_passing = sizes.sizes["draw"], int(sizes.notnull().sum())
+        if n_passing < STABLE_SHARE * n_draws:
+            caveats.append(
+                f"With the scored prompts resampled, a size passes in only {n_passing} of {n_draws} draws (before "
+                "refining)."
             )
-    return told
+    return caveats
+
+
+def other_task_passes(controls: xr.Dataset) -> bool:
+    """Whether the circuit of another task keeps all criteria; False where no other task suits the vocabulary."""
+    if OTHER_TASK not in controls["control"].values:
+        return False
+    return bool((controls.sel(control=OTHER_TASK)["holds"] == 1).all())
 
 
 def _failures(run: DiscoveryRun, name: str) -> str:
     """Which criteria fail against a counterfactual, and by how much; "" where all hold."""
     row, bounds = run.evaluation.sel(circuit="circuit", ablation=name), run.criteria
+    text = against(name)
+    if not np.isfinite(float(row["error"])):
+        return (
+            f"{text[0].upper()}{text[1:]} nothing can be judged: the metric does not change on these prompts."
+        )
     low, high = bounds.faithfulness
     texts = {
         "a": f"(a) the interval of faithfulness is [{number(row['low'])}, {number(row['high'])}], "
@@ -364,7 +384,6 @@ def _failures(run: DiscoveryRun, name: str) -> str:
     reasons = [texts[letter] for letter in failing(row)]
     if not reasons:
         return ""
-    text = _against(name)
     return f"{text[0].upper()}{text[1:]} it fails: {'; '.join(reasons)}."
 
 
@@ -375,8 +394,8 @@ def _error_text(row: xr.Dataset, bounds: Criteria) -> str:
         texts.append(f"the error per prompt is {number(row['error'])}, more than {bounds.error:g}")
     if not float(row["prompts_near"]) >= bounds.prompts_near:
         texts.append(
-            f"only {_share(row['prompts_near'])} of the prompts are nearer to the model than half of what their own "
-            f"corruption changes ({bounds.prompts_near:.0%} needed)"
+            "the share of prompts on which it misses the model by at most half of the prompt's own gap is "
+            f"{_share(row['prompts_near'])} ({bounds.prompts_near:.0%} needed)"
         )
     return ", and ".join(texts)
 

@@ -59,7 +59,7 @@ def frontier(result: xr.Dataset, title: str | None = None) -> Figure:
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
         notes = [
-            "green: the criterion holds",
+            "green: the bound holds (of (b), that of the error)",
             "grey: too large to count as a circuit",
             "bands: 95 % intervals over prompts",
         ]
