@@ -84,6 +84,13 @@ def test_no_circuit_is_said_as_a_result():
     assert headline(run).startswith(
         "No circuit of up to 15% of the edges keeps the criteria against swap. The best trade-off has 8 of"
     )
+    assert "on the test prompts: those that choose ask for a margin" not in headline(run)
+    passing = discovery_run({"swap": {}}, recommended=False, passing={"swap": None})
+    assert "and keeps them on the test prompts: those that choose ask for a margin" in headline(passing)
+    passing.frontier.attrs["n"] = 16
+    assert title_of(passing) == (
+        "No circuit under 15% on 16 prompts, which are too few to say that there is none: ioi in tiny"
+    )
 
 
 @pytest.mark.parametrize("value", [0.99, 1.004, 1.02, 2.8])

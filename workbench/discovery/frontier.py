@@ -110,8 +110,8 @@ def measure_against(
 
     Args:
         masks: bool [circuit, (pos,) writer, reader], pruned of dead ends.
-        sure: in what share of resamples of the prompts the error of (b), and (c), have to hold (see `Criteria.held`); None asks
-            for the numbers alone.
+        sure: in what share of resamples of the prompts the error of (b), and (c), have to hold (see
+            `Criteria.held`); None asks for the numbers alone.
 
     Returns:
         Dataset over (ablation, circuit), as `frontier` over (ablation, size).

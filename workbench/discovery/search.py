@@ -213,8 +213,8 @@ def _check_enough(*sets: PromptPairs) -> None:
             else ""
         )
         raise PromptError(
-            f"find_circuit: {fewest} different clean prompts{halves}, and at least {MIN_PROMPTS} are needed to choose a "
-            "circuit by criteria."
+            f"find_circuit: {fewest} different clean prompts{halves}, and at least {MIN_PROMPTS} are needed to "
+            "choose a circuit by criteria."
         )
     if fewest < USUAL_PROMPTS:
         warn(

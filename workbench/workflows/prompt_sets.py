@@ -78,7 +78,8 @@ class PromptSets:
             if len(pairs) < MIN_PROMPTS:
                 raise PromptError(
                     f"discover: {len(pairs)} pairs to {name} with, and at least {MIN_PROMPTS} are needed. Give more "
-                    f"pairs: {4 * MIN_PROMPTS} that share no prompt make sets of {MIN_PROMPTS}, {MIN_PROMPTS} and {2 * MIN_PROMPTS}."
+                    f"pairs: {4 * MIN_PROMPTS} that share no prompt make sets of {MIN_PROMPTS}, {MIN_PROMPTS} and "
+                    f"{2 * MIN_PROMPTS}."
                 )
             _check_sides_differ(pairs)
             pairs.check_equal_lengths(EQUAL_LENGTHS)

@@ -58,6 +58,12 @@ def title_of(run: DiscoveryRun) -> str:
     subject = f"{run.evaluation.attrs.get('task', 'own prompts')} in {run.evaluation.attrs['model']}"
     found = verdict(run)
     if found == "no circuit":
+        n_chose = n_that_chose(run)
+        if n_chose is not None and n_chose < USUAL_PROMPTS:
+            return (
+                f"No circuit under {run.criteria.at_most:.0%} on {n_chose} prompts, which are too few to say that "
+                f"there is none: {subject}"
+            )
         return f"No circuit under {run.criteria.at_most:.0%} reproduces the model on these prompts: {subject}"
     edges = edges_text(run.circuit.n_edges)
     if found == "too large":
@@ -258,22 +264,28 @@ def _claim(run: DiscoveryRun) -> str:
     circuit, n = run.circuit, run.evaluation.attrs["n"]
     edges = f"{circuit.n_edges:,} of the model's {edges_text(circuit.graph.n_edges)}"
     share = f"({circuit.n_edges / circuit.graph.n_edges:.1%})"
-    against = _against_all(run.counterfactuals)
+    counterfactuals = _against_all(run.counterfactuals)
     found = verdict(run)
     if found == "too large":
         kept = "keep the criteria" if passes_on_test(run) else "fail the criteria"
         return (
-            f"{edges} {share} {kept} {against}, on {n} test prompts. More than {run.criteria.at_most:.0%} of the edges "
-            "are not called a circuit: with all of them the model reproduces itself."
+            f"{edges} {share} {kept} {counterfactuals}, on {n} test prompts. More than {run.criteria.at_most:.0%} of "
+            "the edges are not called a circuit: with all of them the model reproduces itself."
         )
     if found == "circuit":
         asked = " (a number that was asked for)" if run.chosen_by == "size" else ""
         chose = "" if run.chosen_by == "size" else " that chose nothing"
-        return f"{edges} {share}{asked} reproduce it {against}, on {n} test prompts{chose}."
+        return f"{edges} {share}{asked} reproduce it {counterfactuals}, on {n} test prompts{chose}."
     if found == "no circuit":
+        on_test = ""
+        if passes_on_test(run):
+            on_test = (
+                ", and keeps them on the test prompts: those that choose ask for a margin, and of the next two sizes "
+                "too"
+            )
         return (
-            f"No circuit of up to {run.criteria.at_most:.0%} of the edges keeps the criteria {against}. The best "
-            f"trade-off has {edges} {share}."
+            f"No circuit of up to {run.criteria.at_most:.0%} of the edges keeps the criteria {counterfactuals}. The "
+            f"best trade-off has {edges} {share}{on_test}."
         )
     chosen = {
         "criteria": "kept the criteria on the prompts that chose them, and fail them on",
@@ -330,8 +342,8 @@ def _caveats(run: DiscoveryRun) -> list[str]:
         )
     if run.evaluation.attrs["metric"] == "kl":
         caveats.append(
-            "KL is a distance from the model, so that (a), (b) and (c) are nearly one criterion: take a metric that the "
-            "model itself has, such as the logit difference."
+            "KL is a distance from the model, so that (a), (b) and (c) are nearly one criterion: take a metric that "
+            "the model itself has, such as the logit difference."
         )
     elif verdict(run) == "circuit" and any(_value(run, name, "r") < LOW_R for name in run.counterfactuals):
         caveats.append("A low r: the circuit does not reproduce on which prompts the model does better.")
