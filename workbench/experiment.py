@@ -125,6 +125,11 @@ class PairsInModel:
             )
         return runs
 
+    def forget(self) -> None:
+        """Give the memory of captured activations back; they are captured again where they are wanted."""
+        for name in ("clean", "corrupt", "counterfactuals"):
+            self.__dict__.pop(name, None)
+
     def select(self, indices: Sequence[int] | slice) -> "PairsInModel":
         """Some of the pairs in the same model."""
         return replace(self, pairs=self.pairs.select(indices))

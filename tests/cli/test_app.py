@@ -49,7 +49,7 @@ REFUSED = {
     "mean, zero.",
     "discover ioi --variant swop": "--variant 'swop' is not known. Did you mean 'swap'? Choices: ",
     "discover ioi --edges 9999": "discover: --edges 9999; a circuit of this model has 1 to 1519 edges.",
-    "discover ioi --n 0": "--n 0: at least one pair is needed.",
+    "discover ioi --n 0": "discover: --n 0; at least 4 pairs are needed in a set.",
     "discover none.csv": "There is no file 'none.csv'.",
     "discover ioi --method eap --metric kl": "The metric 'kl' compares with the clean run, so its gradient there is zero",
     "discover ioi --device cuda:7": "The device 'cuda:7' was asked for, and this machine",

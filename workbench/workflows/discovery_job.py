@@ -119,6 +119,12 @@ class DiscoveryJob:
         trust = self._trust(scores, circuit, search, step)
         if trust.core is not None:
             circuits["core"] = trust.core
+        find = self.sets.find
+        in_sample = self.measured({"circuit": circuit}, find, find.values(self.value))
+        # Only the test prompts are wanted from here on; of a large model the others hold a gigabyte.
+        if not self.is_small:
+            for used in (find, self.sets.select, self.for_stability, self.fewer):
+                used.forget()
         step("test")
         evaluation = self._evaluation(circuits, self.sets.test)
         evaluation.attrs["near_copies"] = self.sets.near_copies
@@ -142,7 +148,7 @@ class DiscoveryJob:
             scores=joint,
             frontier=None if search is None else self._frontier(search, circuit),
             evaluation=evaluation,
-            in_sample=self.measured({"circuit": circuit}, self.sets.find, self.sets.find.values(self.value)),
+            in_sample=in_sample,
             circuits=circuits,
             heads=heads,
             patching=self._patching(),

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from workbench.circuit.graph import Graph
 from workbench.discovery.criteria import MIN_PROMPTS
 from workbench.errors import PromptError, warn
-from workbench.experiment import PairsInModel
+from workbench.experiment import PairsInModel, writer_sites
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.model import Model
@@ -84,7 +85,13 @@ class PromptSets:
             _check_sides_differ(pairs)
             pairs.check_equal_lengths(EQUAL_LENGTHS)
             measure.check(pairs)
-        sets = [PairsInModel.of(model, pairs, metric=measure, seed=seed) for pairs in (find, select, test)]
+        # Mean values are read from these alone; with all kinds of activations the stores of the test prompts
+        # would take 3 of 6 GB (SmolLM2-135M).
+        sites = writer_sites(Graph.of(model))
+        sets = [
+            PairsInModel.of(model, pairs, metric=measure, sites=sites, seed=seed)
+            for pairs in (find, select, test)
+        ]
         return cls(*sets)
 
     @property
