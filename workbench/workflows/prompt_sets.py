@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench.circuit.graph import Graph
 from workbench.discovery.criteria import MIN_PROMPTS
+from workbench.engine.counterfactuals import KINDS_READ, those_of
 from workbench.errors import PromptError, warn
-from workbench.experiment import PairsInModel, writer_sites
+from workbench.experiment import PairsInModel
 from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.model import Model
@@ -87,7 +87,7 @@ class PromptSets:
             measure.check(pairs)
         # Mean values are read from these alone; with all kinds of activations the stores of the test prompts
         # would take 3 of 6 GB (SmolLM2-135M).
-        sites = writer_sites(Graph.of(model))
+        sites = those_of(model, KINDS_READ)
         sets = [
             PairsInModel.of(model, pairs, metric=measure, sites=sites, seed=seed)
             for pairs in (find, select, test)
