@@ -10,7 +10,7 @@ prompts instead of 64.
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,14 @@ def scored(model: Any, given: PromptPairs, **asked: Any) -> Callable[[], torch.T
     ).nan_to_num()
 
 
+def difference(graph: Graph, ours: torch.Tensor, theirs: Mapping[Any, float]) -> float:
+    """The largest difference from the peer's scores, whose sign is the other one, as a share of our largest."""
+    table = torch.zeros(graph.exists.shape, dtype=torch.float64)
+    for (writer, reader), score in theirs.items():
+        table[graph.writer_index[own_name(writer)], graph.reader_index[own_name(reader)]] -= score
+    return float((ours - table.float()).abs().max() / ours.abs().max())
+
+
 def attribution(model: Any, case: str) -> Line:
     """EAP of one prompt."""
     one = pairs(model, CHANGED).select([0])
@@ -60,15 +68,7 @@ def attribution(model: Any, case: str) -> Line:
 
     ours = scored(model, one)
     line = compare(case, "TransformerLens attribution_patch(edge)", 14, ours, theirs, peer_repeats=1)
-    # Its edges are turned into ours outside the clock.
-    writers, readers = graph.writer_index, graph.reader_index
-    table = torch.zeros(graph.exists.shape, dtype=torch.float64)
-    for (writer, reader), score in kept[0].edge_scores.items():
-        table[writers[own_name(writer)], readers[own_name(reader)]] -= score
-    made = ours()
-    return dataclasses.replace(
-        line, max_abs_diff=float((made - table.float()).abs().max() / made.abs().max())
-    )
+    return dataclasses.replace(line, max_abs_diff=difference(graph, ours(), kept[0].edge_scores))
 
 
 def batched(model: Any, case: str) -> Line:

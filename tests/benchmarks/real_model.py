@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from discovery import own_name
+from discovery import difference, scored
 from side_by_side import Line, compare, logit_difference, show_cases
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 from transformer_lens.tools.analysis import attribution_patching as peer
@@ -120,12 +120,8 @@ def edges(model: Any, pairs: PromptPairs) -> Line:
         f"EAP per prompt, {graph.n_edges:,} edges, SmolLM2's shape without groups, of {len(pairs)} prompts",
         "TransformerLens attribution_patch(edge)", 10, scored(model, pairs), theirs, repeats=1, peer_repeats=1,
     )  # fmt: skip
-    ours = scored(model, one)()
-    table = torch.zeros(graph.exists.shape, dtype=torch.float64)
-    for (writer, reader), score in of_peer[0].edge_scores.items():
-        table[graph.writer_index[own_name(writer)], graph.reader_index[own_name(reader)]] -= score
-    difference = float((ours - table.float()).abs().max() / ours.abs().max())
-    return dataclasses.replace(scaled(line, len(pairs)), max_abs_diff=difference)
+    relative = difference(graph, scored(model, one)(), of_peer[0].edge_scores)
+    return dataclasses.replace(scaled(line, len(pairs)), max_abs_diff=relative)
 
 
 def nodes(model: Any, pairs: PromptPairs) -> Line:
@@ -141,15 +137,6 @@ def nodes(model: Any, pairs: PromptPairs) -> Line:
         "TransformerLens attribution_patch(node)", 0, scored(model, pairs), theirs, repeats=1, peer_repeats=3,
     )  # fmt: skip
     return dataclasses.replace(scaled(line, len(pairs)), max_abs_diff=float("nan"))
-
-
-def scored(model: Any, pairs: PromptPairs) -> Any:
-    """EAP scores [writer, reader] as a call."""
-    _, corrupt = wb.capture_pairs(model, pairs, progress=False)
-    value = wb.from_store(corrupt)
-    return lambda: torch.from_numpy(
-        wb.score_edges(model, pairs, value=value, method="eap", progress=False).values
-    ).nan_to_num()
 
 
 def scaled(line: Line, factor: float) -> Line:

@@ -381,10 +381,9 @@ def _failures(run: DiscoveryRun, name: str) -> str:
     """Which criteria fail against a counterfactual, and by how much; "" where all hold."""
     row, bounds = run.evaluation.sel(circuit="circuit", ablation=name), run.criteria
     text = against(name)
+    text = f"{text[0].upper()}{text[1:]}"
     if not np.isfinite(float(row["error"])):
-        return (
-            f"{text[0].upper()}{text[1:]} nothing can be judged: the metric does not change on these prompts."
-        )
+        return f"{text} nothing can be judged: the metric does not change on these prompts."
     low, high = bounds.faithfulness
     texts = {
         "a": f"(a) the interval of faithfulness is [{number(row['low'])}, {number(row['high'])}], "
@@ -396,7 +395,7 @@ def _failures(run: DiscoveryRun, name: str) -> str:
     reasons = [texts[letter] for letter in failing(row)]
     if not reasons:
         return ""
-    return f"{text[0].upper()}{text[1:]} it fails: {'; '.join(reasons)}."
+    return f"{text} it fails: {'; '.join(reasons)}."
 
 
 def _error_text(row: xr.Dataset, bounds: Criteria) -> str:
