@@ -69,7 +69,7 @@ def test_every_option_becomes_a_field(calls, tmp_path):
     result = call(
         "run", "--preset", "head-ablation", "--models", "tiny,gpt2", "--tasks", "ioi", "--sites", "z[1.2]+z[2.0],mlp_out", "--seeds",
         "0,1", "--strengths", "0.5,-2", "--n-edges", "10,20", "-n", "8", "--values", "zero,constant:1.5", "--out", tmp_path / "s",
-        "--workers", "2", "--extend",
+        "--workers", "2", "--no-bos", "--extend",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert result.stdout == f"{tmp_path / 's'}: 6 jobs: 6 done, 0 remaining\n"
@@ -77,6 +77,7 @@ def test_every_option_becomes_a_field(calls, tmp_path):
     assert spec == {
         "preset": "head-ablation", "models": ["tiny", "gpt2"], "tasks": ["ioi"], "sites": [["z[1.2]", "z[2.0]"], "mlp_out"],
         "seeds": [0, 1], "strengths": [0.5, -2.0], "n_edges": [10, 20], "n": 8, "values": ["zero", "constant:1.5"],
+        "bos": False,
     }  # fmt: skip
     wanted = {
         "backend": "local",

@@ -179,6 +179,16 @@ def test_extending_leaves_no_job_behind(tmp_path):
     assert run({**HEADS, "values": ["mean"]}, tmp_path, extend=True).status().counts["done"] == 4
 
 
+def test_prompts_with_and_without_bos_do_not_mix(tmp_path):
+    first = run(HEADS, tmp_path)
+    with pytest.raises(SweepError, match=r"has bos=None, and the new spec bos=False: .* Choose another folder"):
+        run({**HEADS, "values": ["mean"], "bos": False}, tmp_path, extend=True)
+    without = run({**HEADS, "bos": False}, tmp_path / "without")
+    rows = first.rows.merge(without.rows, on="what", suffixes=("", "_without"))
+    assert len(rows) == 2
+    assert (rows["mean"] != rows["mean_without"]).all()
+
+
 def test_a_folder_that_is_run_elsewhere_is_left_as_it_is(tmp_path):
     import psutil
 

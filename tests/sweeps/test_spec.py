@@ -152,7 +152,7 @@ def test_a_spec_is_never_executed(tmp_path):
 @pytest.mark.parametrize("text", ["1: 2", "~: 2", "1.5: 2", "true: 1", "2020-01-01: 1"])
 def test_fields_whose_names_are_no_text_are_refused_by_name(tmp_path, text):
     (tmp_path / "a.yaml").write_text(f"preset: head-ablation\ntasks: [ioi]\n{text}\n")
-    with pytest.raises(UnknownName, match=r"^field=.* is not known\. Choices: base, checkpoints"):
+    with pytest.raises(UnknownName, match=r"^field=.* is not known\. Choices: base, bos, checkpoints"):
         read_spec(tmp_path / "a.yaml")
 
 

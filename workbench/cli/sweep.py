@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.options import Device, Json, command_line, output_folder, path_of
+from workbench.cli.options import Bos, Device, Json, command_line, output_folder, path_of
 from workbench.cli.output import say
 from workbench.cli.sweep_fields import field_option, spec_of
 
@@ -110,6 +110,7 @@ def run(
     metrics: Annotated[str | None, field_option("metrics")] = None,
     seeds: Annotated[str | None, field_option("seeds")] = None,
     base: Annotated[str | None, field_option("base")] = None,
+    bos: Bos = None,
     backend: Backend = "local",
     workers: Workers = 1,
     device: Device = None,
@@ -145,6 +146,7 @@ def run(
         "metrics": metrics,
         "seeds": seeds,
         "base": base,
+        "bos": bos,
     }
     read = spec_of(spec, given)
     name = spec.stem if spec else preset or study or "own"

@@ -59,10 +59,12 @@ class JobInputs:
 
     Args:
         device: where models run; None picks a GPU if there is one.
+        bos: whether prompts begin with BOS; None as the tokenizer adds it.
     """
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None = None, bos: bool | None = None) -> None:
         self.device = device
+        self.bos = bos
         self._kept: dict[str, tuple[Any, Any]] = {}
 
     def model(self, setting: JobSetting) -> Model:
@@ -70,7 +72,7 @@ class JobInputs:
         if variant := planted_variant(setting.model):
             return self._latest("model", setting.model, lambda: planted(variant)).model
         name = setting.model_name
-        return self._latest("model", name, lambda: load_model(name, device=self.device))
+        return self._latest("model", name, lambda: load_model(name, device=self.device, bos=self.bos))
 
     def pairs(self, setting: JobSetting) -> PromptPairs:
         """The clean and corrupt prompts of a setting."""

@@ -62,11 +62,11 @@ def pool(backend: str, workers: int, inputs: JobInputs, *, address: str | None =
     check_backend(backend, workers)
     if backend == "ray":
         with ray_cluster(workers, address=address) as ray:
-            yield _Actors(ray, workers, inputs.device)
+            yield _Actors(ray, workers, inputs)
     elif workers == 1:
         yield _SameProcess(inputs)
     else:
-        processes = _Processes(workers, inputs.device)
+        processes = _Processes(workers, inputs)
         try:
             yield processes
         finally:
@@ -83,13 +83,13 @@ class _SameProcess:
             yield BatchResult(batch, run_jobs(self.inputs, batch))
 
 
-def _start(device: str | None) -> None:
+def _start(device: str | None, bos: bool | None) -> None:
     """In a worker: inputs of its own, and one thread, since workers share the machine."""
     global _inputs
     import torch
 
     torch.set_num_threads(1)
-    _inputs = JobInputs(device)
+    _inputs = JobInputs(device, bos)
 
 
 def _run(batch: JobBatch) -> list[LogRow]:
@@ -100,8 +100,8 @@ def _run(batch: JobBatch) -> list[LogRow]:
 class _Processes:
     """Pools of one process each, so that one that dies takes no other with it."""
 
-    def __init__(self, workers: int, device: str | None) -> None:
-        self.device = device
+    def __init__(self, workers: int, inputs: JobInputs) -> None:
+        self.inputs = inputs
         with script_unseen():
             self.idle = [self._new() for _ in range(workers)]
         self.all = list(self.idle)
@@ -109,7 +109,7 @@ class _Processes:
     def _new(self) -> ProcessPoolExecutor:
         # Spawned and not forked: a fork of a process whose threads hold locks can hang.
         return ProcessPoolExecutor(
-            1, mp_context=get_context("spawn"), initializer=_start, initargs=(self.device,)
+            1, mp_context=get_context("spawn"), initializer=_start, initargs=(self.inputs.device, self.inputs.bos)
         )
 
     def results(self, batches: Sequence[JobBatch]) -> Iterator[BatchResult]:
@@ -150,8 +150,8 @@ class _Processes:
 class _Actor:
     """Holds models and stores on a worker of the cluster. The name is what `ps` shows of its process."""
 
-    def __init__(self, device: str | None) -> None:
-        _start(device)
+    def __init__(self, device: str | None, bos: bool | None) -> None:
+        _start(device, bos)
 
     def ready(self) -> None:
         """Returns once there is a process that takes batches."""
@@ -168,16 +168,16 @@ class _Actors:
     and an actor for which no machine is left waits for one.
     """
 
-    def __init__(self, ray: Any, workers: int, device: str | None) -> None:
+    def __init__(self, ray: Any, workers: int, inputs: JobInputs) -> None:
         self.ray = ray
-        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 and device in (None, "cuda") else 0
+        gpus = 1 if ray.cluster_resources().get("GPU", 0) >= 1 and inputs.device in (None, "cuda") else 0
         # The actor is restarted without end, but a batch is never repeated by Ray: the runner must hear that
         # it was lost.
         actor_class = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Actor)
         self.idle: list[Any] = []
         self.starting: dict[Any, Any] = {}
         for _ in range(workers):
-            self._await(actor_class.remote(device))
+            self._await(actor_class.remote(inputs.device, inputs.bos))
 
     def _await(self, actor: Any) -> None:
         # This call alone is repeated through restarts, so that it returns when the actor is back.

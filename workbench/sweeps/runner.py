@@ -122,7 +122,7 @@ def run_sweep(
         raise SweepError(f"limit={limit!r}: at least one job is needed; leave it out for all of them.")
     if retries < 0:
         raise SweepError(f"retries={retries}: 0 for none, or a number of further tries.")
-    inputs = JobInputs(device)
+    inputs = JobInputs(device, requested.bos)
     may_run = trust is True or (trust is None and not isinstance(spec, str | Path | FileFields))
     if dry_run:
         untrusted = {} if may_run else code_files(requested.metrics)
@@ -262,6 +262,12 @@ def _check_nothing_left_behind(
     before = read_spec(read_header(folder)["spec"])
     if before == requested:
         return
+    if before.bos != requested.bos:
+        # Rows do not say it, so means over them would mix both.
+        raise SweepError(
+            f"The sweep in {str(folder)!r} has bos={before.bos}, and the new spec bos={requested.bos}: prompts with and "
+            "without BOS cannot be told apart in one table. Choose another folder."
+        )
     # Planning imports the code of the metrics that the folder's file names and this call does not.
     check_trusted(set(before.metrics) - set(requested.metrics), trust=trust)
     left = _keys(plan(before, inputs)) - _keys(planned) - set(known)

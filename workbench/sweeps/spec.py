@@ -122,6 +122,7 @@ class SweepSpec(_Frozen):
             not edited.
         metrics: names, or "module:function"; empty for the task's own.
         seeds: of prompts and of resampling.
+        bos: whether prompts begin with BOS; None as the tokenizer adds it.
 
     Raises:
         SweepError: a field that does not fit.
@@ -151,6 +152,7 @@ class SweepSpec(_Frozen):
     values: tuple[str, ...] = Field(default=("zero",), min_length=1)
     metrics: tuple[str, ...] = ()
     seeds: tuple[Count, ...] = Field(default=(0,), min_length=1)
+    bos: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
