@@ -181,7 +181,9 @@ def test_extending_leaves_no_job_behind(tmp_path):
 
 def test_prompts_with_and_without_bos_do_not_mix(tmp_path):
     first = run(HEADS, tmp_path)
-    with pytest.raises(SweepError, match=r"has bos=None, and the new spec bos=False: .* Choose another folder"):
+    with pytest.raises(
+        SweepError, match=r"has bos=None, and the new spec bos=False: .* Choose another folder"
+    ):
         run({**HEADS, "values": ["mean"], "bos": False}, tmp_path, extend=True)
     without = run({**HEADS, "bos": False}, tmp_path / "without")
     rows = first.rows.merge(without.rows, on="what", suffixes=("", "_without"))

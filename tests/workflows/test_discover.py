@@ -26,7 +26,7 @@ from workbench.workflows import discovery_job
 from workbench.workflows.discover import FILES
 from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.runs import report_difference, report_run
-from workbench.workflows.verdict import competence_text, headline, title_of
+from workbench.workflows.verdict import ALIKE, competence_text, headline, title_of
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K" / "hf"
 
@@ -105,6 +105,8 @@ def test_it_is_tested_against_every_counterfactual_and_with_values_beside(run):
     assert run.counterfactuals == ("swap", "abc")
     assert run.evaluation["ablation"].values.tolist() == ["swap", "abc", "zero", "mean"]
     assert {"circuit", "difference swap"} <= set(run.circuits)
+    assert run.evaluation.attrs["most_alike"] == "swap and abc"
+    assert 0.5 < run.evaluation.attrs["likeness"] < ALIKE
     # The five edges of the one difference are a small part of what reproduces both.
     assert run.circuits["difference swap"].n_edges < run.circuit.n_edges
 

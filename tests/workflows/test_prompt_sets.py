@@ -7,7 +7,7 @@ import pytest
 
 import workbench as wb
 from workbench.discovery.search import find_circuit
-from workbench.errors import PromptError, WorkbenchWarning
+from workbench.errors import NoCircuit, PromptError, WorkbenchWarning
 from workbench.tasks import grammar
 from workbench.workflows.prompt_sets import PromptSets
 
@@ -82,6 +82,12 @@ def test_too_few_prompts_choose_no_circuit():
         find_circuit(scores, pairs=pairs.select([0] * 64), **wanted)
     with pytest.raises(PromptError, match="3 different clean prompts in each half"):
         find_circuit(scores, pairs=pairs.select(range(6)), refine="prune", **wanted)
+    wanted["criteria"] = wb.Criteria(at_most=0.001)
+    with (
+        pytest.warns(WorkbenchWarning, match="8 of 16 pairs repeat the clean prompt of an earlier one"),
+        pytest.raises(NoCircuit),
+    ):
+        find_circuit(scores, pairs=pairs.select([*range(8)] * 2), **wanted)
 
 
 def test_a_circuit_knows_the_prompts_that_chose_its_size():

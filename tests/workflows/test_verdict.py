@@ -151,13 +151,17 @@ def test_what_limits_a_passing_circuit_is_in_the_headline():
     assert constant in headline(discovery_run({"swap": {"r": np.nan}}))
     loose = headline(discovery_run(BOTH, criteria=Criteria(error=0.9)))
     assert "Looser than the default: the bound of the error per prompt, 0.9 instead of 0.15." in loose
-    distance, alike = discovery_run(BOTH), discovery_run(BOTH)
+    distance, alike, twins = discovery_run(BOTH), discovery_run(BOTH), discovery_run(BOTH)
     distance.evaluation.attrs["metric"] = "kl"
     assert "KL is a distance from the model" in headline(distance)
     alike.evaluation.attrs["near_copies"] = 0.75
     assert (
         "75% of the test prompts differ in at most one token from a prompt that made the scores"
         in headline(alike)
+    )
+    twins.evaluation.attrs |= {"most_alike": "swap and abc", "likeness": 0.995}
+    assert "against swap and abc are nearly the same: these are hardly two counterfactuals." in headline(
+        twins
     )
 
 

@@ -72,9 +72,8 @@ def frontier(
     )
     measured = measured.rename(circuit="size").assign_coords(size=list(sizes))
     n_pruned = np.array([int(mask.sum()) for mask in masks])
-    holds = xr.concat([measured[f"holds_{letter}"] for letter in LETTERS], "criterion").all("criterion")
     # A circuit without an edge is none, whatever the bounds are.
-    holds = holds & xr.DataArray(n_pruned > 0, dims="size")
+    holds = holds_all(measured) & xr.DataArray(n_pruned > 0, dims="size")
     passes = holds.copy()
     for step in range(1, BEYOND + 1):
         # At the end of the grid there is no next size, and so nothing that passes.
@@ -149,7 +148,7 @@ def keeping(
             break
         one = {name: runs[name]}
         measured = measure_against(masks[left], one, criteria, sure=sure, level=level, seed=seed)
-        holding[left] = np.stack([measured[f"holds_{letter}"].values[0] for letter in LETTERS]).all(0)
+        holding[left] = holds_all(measured).values[0]
     return holding
 
 
@@ -159,6 +158,11 @@ def with_verdicts(measured: xr.Dataset, criteria: Criteria, *, margin: bool = Fa
     held = criteria.held(measures, margin=margin)
     dims = ("ablation", "circuit")
     return measured.assign({f"holds_{letter}": (dims, holds) for letter, holds in held.items()})
+
+
+def holds_all(measured: xr.Dataset) -> xr.DataArray:
+    """Whether all criteria hold together, of measures `with_verdicts`, over their axes."""
+    return xr.concat([measured[f"holds_{letter}"] for letter in LETTERS], "criterion").all("criterion")
 
 
 def failing(cell: xr.Dataset) -> str:

@@ -4,6 +4,7 @@ Read `graph_of` and `matrix_of`: they refuse what is not an array of edge scores
 Nothing here scores or chooses.
 """
 
+from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
@@ -125,6 +126,26 @@ def joint_scores(
         largest = abs(joint).max(axes)
         joint = (joint / largest.where(largest > 0, 1.0)).mean("ablation", skipna=False)
     return joint.assign_attrs(scores.attrs)
+
+
+def most_alike(scores: xr.DataArray) -> tuple[str, str, float]:
+    """The two counterfactuals whose scores are most alike, and the cosine between these (means over prompts).
+
+    Args:
+        scores: of two counterfactuals or more, on the axis `ablation`.
+
+    >>> scores = xr.DataArray([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0]], {"ablation": ["a", "b", "c"]}, ["ablation", "edge"])
+    >>> most_alike(scores)
+    ('a', 'b', 1.0)
+    """
+    means = scores.mean("example") if "example" in scores.dims else scores
+    # NaN marks edges that the graph lacks.
+    rows = np.nan_to_num(means.transpose("ablation", ...).values.reshape(means.sizes["ablation"], -1))
+    lengths = np.linalg.norm(rows, axis=1)
+    cosines = rows @ rows.T / np.maximum(np.outer(lengths, lengths), np.finfo(float).tiny)
+    first, second = max(combinations(range(len(rows)), 2), key=lambda pair: cosines[pair])
+    names = list(map(str, scores["ablation"].values))
+    return names[first], names[second], float(cosines[first, second])
 
 
 def supporting(scores: xr.DataArray) -> np.ndarray:

@@ -216,6 +216,12 @@ def _check_enough(*sets: PromptPairs) -> None:
             f"find_circuit: {fewest} different clean prompts{halves}, and at least {MIN_PROMPTS} are needed to "
             "choose a circuit by criteria."
         )
+    n_copies = sum(len(pairs) - len(set(pairs.clean.ids)) for pairs in sets)
+    if n_copies:
+        warn(
+            f"find_circuit: {n_copies} of {sum(map(len, sets))} pairs repeat the clean prompt of an earlier one. Each counts "
+            "as a prompt, so intervals are narrower than those of as many different prompts."
+        )
     if fewest < USUAL_PROMPTS:
         warn(
             f"find_circuit: only {fewest} prompts choose, and a circuit keeps the criteria on so few by luck at times: "

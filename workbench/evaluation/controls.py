@@ -17,8 +17,8 @@ from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.circuit.random import random_circuits, relocated
-from workbench.discovery.criteria import LETTERS, Criteria
-from workbench.discovery.frontier import measure_against
+from workbench.discovery.criteria import Criteria
+from workbench.discovery.frontier import holds_all, measure_against
 from workbench.discovery.score_arrays import graph_of, joint_scores, matrix_of
 from workbench.engine.circuits import Circuits
 from workbench.errors import CircuitError
@@ -227,8 +227,7 @@ def _table(
         }  # fmt: skip
     holds = unknown
     if n:
-        letters = [measured[f"holds_{letter}"].values[:, list(places)] for letter in LETTERS]
-        holds = np.stack(letters).all(0).mean(1)
+        holds = holds_all(measured).values[:, list(places)].mean(1)
     inside = (masks & own).reshape(n, own.size).sum(1)
     columns |= {
         "holds": ("ablation", holds),

@@ -109,7 +109,10 @@ class _Processes:
     def _new(self) -> ProcessPoolExecutor:
         # Spawned and not forked: a fork of a process whose threads hold locks can hang.
         return ProcessPoolExecutor(
-            1, mp_context=get_context("spawn"), initializer=_start, initargs=(self.inputs.device, self.inputs.bos)
+            1,
+            mp_context=get_context("spawn"),
+            initializer=_start,
+            initargs=(self.inputs.device, self.inputs.bos),
         )
 
     def results(self, batches: Sequence[JobBatch]) -> Iterator[BatchResult]:

@@ -21,7 +21,7 @@ from workbench.discovery.frontier import best_trade_off, smallest_by_counterfact
 from workbench.discovery.methods import MEANS_OVER_EXAMPLES, SEARCHES, find_by
 from workbench.discovery.ranking import best_first
 from workbench.discovery.refine import PROMPTS, is_large, pruned
-from workbench.discovery.score_arrays import joint_scores, matrix_of
+from workbench.discovery.score_arrays import joint_scores, matrix_of, most_alike
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import chosen_on, find_circuit
 from workbench.engine.circuits import Circuits
@@ -128,6 +128,9 @@ class DiscoveryJob:
         step("test")
         evaluation = self._evaluation(circuits, self.sets.test)
         evaluation.attrs["near_copies"] = self.sets.near_copies
+        if scores.sizes.get("ablation", 1) > 1:
+            first, second, cosine = most_alike(scores)
+            evaluation.attrs |= {"most_alike": f"{first} and {second}", "likeness": cosine}
         step("heads")
         test = self.few
         heads = effects(

@@ -25,6 +25,9 @@ APART = 0.2
 """Counterfactuals whose faithfulness differs by more are different differences."""
 COPIES_SHARE = 0.5
 """Share of test prompts that are nearly copies of those that chose, from which on it is said."""
+ALIKE = 0.99
+"""A cosine between the scores against two counterfactuals, from which on they are hardly two. Those of the tasks of
+`tiny` have at most .98; one corruption drawn twice has .997."""
 STABLE_SHARE = 0.8
 """Share of draws of the prompts in which the rule has to find a circuit."""
 ABOVE_ONE = 1.005
@@ -352,6 +355,11 @@ def _caveats(run: DiscoveryRun) -> list[str]:
         caveats.append(
             f"{near_copies:.0%} of the test prompts differ in at most one token from a prompt that made the scores or "
             "chose the size: the numbers hold for sentences like these."
+        )
+    if run.evaluation.attrs.get("likeness", 0.0) >= ALIKE:
+        caveats.append(
+            f"The scores of all edges against {run.evaluation.attrs['most_alike']} are nearly the same: these are hardly two "
+            "counterfactuals."
         )
     if run.controls is not None and other_task_passes(run.controls):
         caveats.append(
