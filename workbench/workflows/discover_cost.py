@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from workbench.discovery.frontier import grid_of_sizes
+from workbench.discovery.ranking import first_edges
 from workbench.discovery.refine import FEW as FEW_EDGES
 from workbench.discovery.refine import FINER, PROMPTS, SHARES, edge_gradients, is_large
 from workbench.discovery.scores import score_edges
@@ -26,6 +27,8 @@ from workbench.workflows.discovery_job import CONTROL_DRAWS, DRAWS, DiscoveryJob
 
 TRIED = 2
 """Prompts of a trial run."""
+SIZES_APART = 3
+"""Every third size of the grid is tried."""
 USUAL_ROUNDS = 5
 """Rounds that refining usually takes."""
 
@@ -65,14 +68,17 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
     few = sets.select.select(slice(TRIED))
     runs = few.circuit_runs(job.value)
     first, one = next(iter(runs.items()))
-    rng = np.random.default_rng(job.seed)
-    # Half of all edges, like the larger circuits of the grid: all heads and MLPs are run.
-    masks = graph.prune(graph.exists & (rng.random((3, *graph.exists.shape)) < 0.5))
-    circuit = _seconds(lambda: one.measure(masks)) / (len(masks) * TRIED)
     value = next(iter(few.values(job.value).values()))
     pairs = pairs_for(few.pairs, first)
-    scored: dict[str, Any] = {"value": value, "metric": few.metric, "progress": False}
-    score = _seconds(lambda: score_edges(job.model, pairs, method="eap-ig-inputs", **scored)) / TRIED
+    scored: dict[str, Any] = {
+        "value": value, "metric": few.metric, "method": "eap-ig-inputs", "progress": False,
+    }  # fmt: skip
+    score = _seconds(lambda: score_edges(job.model, pairs, **scored)) / TRIED
+    # Circuits of the sizes that are tried, of a ranking like the one that will be made: small ones cost less.
+    order = job.order(score_edges(job.model, pairs, **scored))
+    sizes = grid_of_sizes(graph.n_edges, job.criteria.at_most)
+    masks = np.stack([graph.prune(first_edges(graph, order, size)) for size in sizes[::SIZES_APART]])
+    circuit = _seconds(lambda: one.measure(masks)) / (len(masks) * TRIED)
     gradient = 0.0
     # Larger graphs are refined along the ranking, without gradients.
     if not is_large(graph):
@@ -90,12 +96,11 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
         rounds, candidates = (1, FINER) if is_large(graph) else (USUAL_ROUNDS, len(SHARES))
         if job.is_small:
             candidates += len(FEW_EDGES)
-    sizes = len(grid_of_sizes(graph.n_edges, job.criteria.at_most))
     per_set = against * circuit
     refining = per_set * n_select * rounds * candidates + rounds * gradient * PROMPTS * against
     steps = {
         "scores": score * len(sets.find) * against,
-        "size": per_set * n_select * sizes + refining,
+        "size": per_set * n_select * len(sizes) + refining,
         "test": circuit * 4 * len(sets.test) * (against + 2),
         "heads": head * graph.shape.n_layers * graph.shape.n_heads * n_few,
     }

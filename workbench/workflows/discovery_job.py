@@ -243,7 +243,7 @@ class DiscoveryJob:
     ) -> tuple[CriteriaSearch, Circuit, bool]:
         """The frontier on the prompts of the runs, the circuit, and whether the criteria hold there."""
         search = by_criteria(
-            self._order(scores), runs, self.criteria, refine=None if self.n_edges else self.refine,
+            self.order(scores), runs, self.criteria, refine=None if self.n_edges else self.refine,
             gradients=self._gradients, seed=self.seed, progress=self.progress,
         )  # fmt: skip
         if self.n_edges is not None:
@@ -260,7 +260,7 @@ class DiscoveryJob:
             return None
         return self.sets.find.select(slice(PROMPTS)).circuit_runs(self.value)
 
-    def _order(self, scores: xr.DataArray) -> np.ndarray:
+    def order(self, scores: xr.DataArray) -> np.ndarray:
         """Flat indices of edges, the largest joint scores first."""
         return best_first(self.graph, np.abs(matrix_of(joint_scores(scores), self.graph)))
 
@@ -303,7 +303,7 @@ class DiscoveryJob:
             return pruned(
                 search.edges, gradients=gradients, runs=against, criteria=self.criteria, seed=self.seed
             )
-        order = self._order(scores.sel(ablation=[name]))
+        order = self.order(scores.sel(ablation=[name]))
         return by_criteria(
             order, against, self.criteria, refine=self.refine, gradients=gradients, seed=self.seed
         ).edges
