@@ -12,7 +12,7 @@ reader].
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import count
 from typing import Any
@@ -60,11 +60,16 @@ class Graph:
         positions: the classes of tokens that edges are told apart by, `rest` last; None: an edge means every
             position, and matrices have no position axis. A token at several of them belongs to the first.
         neurons: the layers whose MLP is split into neurons.
+        answers_attend: whether answers of several tokens follow the prompt, and no circuit covers them. Their
+            tokens attend to the prompt, so that every key and value of it leads to the output, and no edge into
+            one is a dead end. It decides what `prune` leaves, not which edges there are: graphs that differ in
+            it are equal.
     """
 
     shape: Shape
     positions: tuple[Position, ...] | None = None
     neurons: tuple[int, ...] = ()
+    answers_attend: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.shape, Shape):
@@ -102,12 +107,14 @@ class Graph:
         *,
         positions: Position | Iterable[Position] | None = None,
         neurons: bool | int | Iterable[int] = False,
+        answers_attend: bool = False,
     ) -> "Graph":
         """The graph of a model or of a `Shape`.
 
         Args:
             positions: indices or names whose edges are told apart; all other tokens make the class `rest`.
             neurons: the layers whose MLP is split into neurons; True means all of them.
+            answers_attend: as in the attributes. `score_edges` sets it where it holds.
 
         Raises:
             SiteError: positions or neurons that no such model can have.
@@ -125,24 +132,25 @@ class Graph:
             if all(map(_is_whole, layers)):
                 layers = tuple(sorted(set(layers)))
         if positions is None:
-            return cls(shape, None, layers)
+            return cls(shape, None, layers, answers_attend)
         # Each once, in the order given.
         named: list[Any] = []
         for position in _several(positions):
             _check_position(position)
             if position != REST and position not in named:
                 named.append(position)
-        return cls(shape, (*named, REST), layers)
+        return cls(shape, (*named, REST), layers, answers_attend)
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Graph":
         """The graph that `to_dict` described. Raises `SiteError`, `TypeError` or `KeyError` for all else."""
         sizes = dict(facts)
         positions, neurons = sizes.pop("positions", None), sizes.pop("neurons", ())
+        answers_attend = sizes.pop("answers_attend", False) is True
         # A graph is hashed, so it has tuples where JSON has lists.
         if positions is not None:
             positions = tuple(positions)
-        return cls(Shape(**sizes), positions, tuple(neurons))
+        return cls(Shape(**sizes), positions, tuple(neurons), answers_attend)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that decides the graph, for JSON."""
@@ -155,6 +163,8 @@ class Graph:
             facts["positions"] = list(self.positions)
         if self.neurons:
             facts["neurons"] = list(self.neurons)
+        if self.answers_attend:
+            facts["answers_attend"] = True
         return facts
 
     @cached_property
@@ -269,6 +279,7 @@ class Graph:
     def prune(self, edges: np.ndarray) -> np.ndarray:
         """The edges that lie on a path from `input` to `logits`: dead ends are removed until none is left.
 
+        Where answers attend to the prompt, a path may end at any key or value too.
         A head is live when something reads it and something enters its q or its group's k or v, or, where
         queries and keys are normed over all heads, any head's q or k. With positions, it is live at the
         position of its query; keys and values enter at any position that the query may see. `edges` is bool
@@ -287,7 +298,7 @@ class Graph:
             needed = (
                 alive @ self._decides.T
                 | self._sees.T @ (alive @ self._decides_other_positions.T)
-                | self._is_logits
+                | self.is_output
             )
             kept = split & alive[..., :, None] & needed[..., None, :]
             if (kept == split).all():
@@ -382,6 +393,13 @@ class Graph:
     @cached_property
     def _is_logits(self) -> np.ndarray:
         return np.arange(len(self.readers)) == len(self.readers) - 1
+
+    @cached_property
+    def is_output(self) -> np.ndarray:
+        """bool [reader]: where a path may end, at `logits`, and where answers attend at any key or value."""
+        if not self.answers_attend:
+            return self._is_logits
+        return self._is_logits | np.array([name.endswith(("<k>", "<v>")) for name in self.readers])
 
     @cached_property
     def writer_index(self) -> dict[str, int]:

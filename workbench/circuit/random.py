@@ -129,8 +129,11 @@ def add_path(
     choices = allowed.reshape(-1, *allowed.shape[-2:])
     edges = circuit.reshape(-1, *circuit.shape[-2:]).copy()
     n_positions = len(choices)
-    # Drawn backwards from the logits, so that every reader (position, index) in it is on a path to them.
-    open_readers = [(int(rng.integers(n_positions)), len(graph.readers) - 1)]
+    # Drawn backwards from an output, so that every reader (position, index) in it is on a path to one.
+    output = len(graph.readers) - 1
+    if graph.answers_attend:
+        output = int(rng.choice(np.flatnonzero(graph.is_output)))
+    open_readers = [(int(rng.integers(n_positions)), output)]
     count = int(edges.sum())
     while open_readers:
         pos, reader = open_readers.pop()
@@ -185,7 +188,7 @@ def _grow(
     writers = np.asarray(circuit.any(-1))
     writers[..., 0] = live
     readers = np.asarray(graph.feeds[:, writers.reshape(-1, len(graph.writers)).any(0)].any(1))
-    readers[-1] = live
+    readers |= graph.is_output & live
     room = allowed & writers[..., None] & readers & ~circuit
     circuit[_some(room, min(n_edges - int(circuit.sum()), int(room.sum())), rng)] = True
     circuit[:] = graph.prune(circuit)

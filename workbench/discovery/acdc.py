@@ -109,6 +109,7 @@ def acdc(
         graph = graph_of(scores)
         finite_matrix_of(scores, graph, "acdc")
     runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
+    graph = runs.graph
     if threshold is None:
         threshold = _default_threshold(runs, measure.name)
     trial = _Trial(runs, float(threshold), at_once, higher_is_better=measure.higher_is_better)

@@ -129,6 +129,7 @@ def learn_circuit(
     if not (type(target) is int and 0 < target <= most):
         raise CircuitError(f"learn_circuit: n_{on}={target}; this graph has {most} {on}.")
     runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
+    graph = runs.graph
     losses = _Losses(runs)
     if not isinstance(start, str):
         order = _given_order(start, graph, on)

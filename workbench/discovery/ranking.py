@@ -25,7 +25,7 @@ def first_edges(graph: Graph, order: np.ndarray, n: int) -> np.ndarray:
 
 
 def grown(graph: Graph, rank: np.ndarray, n: int) -> np.ndarray:
-    """Flat indices of edges in the order in which a circuit grows from the logits."""
+    """Flat indices of edges in the order in which a circuit grows from the logits (see `Graph.is_output`)."""
     order: list[int] = []
     flat = np.arange(graph.exists.size).reshape(graph.exists.shape)
     inside = np.zeros(len(graph.readers), dtype=bool)
@@ -40,7 +40,7 @@ def grown(graph: Graph, rank: np.ndarray, n: int) -> np.ndarray:
         for index in edges.tolist():
             heapq.heappush(waiting, (-float(rank.flat[index]), index))
 
-    enter(np.arange(len(graph.readers)) == len(graph.readers) - 1)
+    enter(graph.is_output)
     while waiting and len(order) < n:
         _, index = heapq.heappop(waiting)
         order.append(index)

@@ -7,7 +7,7 @@ what a measurement is used for.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
 from workbench.engine.circuit_check import check_circuits
-from workbench.engine.continuations import answer_attrs, bind
+from workbench.engine.continuations import answer_attrs, answers_attend, bind
 from workbench.engine.edge_mixing import check_classes
 from workbench.engine.fast.circuits import CircuitWalk
 from workbench.engine.fast.readout import Readout
@@ -159,10 +159,12 @@ class Circuits:
         check_pairs(model, pairs)
         check_classes(graph, pairs.clean)
         metric.check(pairs)
-        self.model, self.graph, self.pairs, self.value, self.budget = model, graph, pairs, value, budget
+        self.model, self.pairs, self.value, self.budget = model, pairs, value, budget
         # Answers of several tokens are runs of their own, so rows are not pairs
         # then; with other metrics they are.
         self.pairs_metric, self.expansion = metric, expand(model, pairs, metric)
+        # The same edges, but what of them is a dead end depends on the answers and on the value.
+        self.graph = replace(graph, answers_attend=answers_attend(self.expansion, value))
         self.metric, self.bound = self.expansion.metric, bind(model, self.expansion, value)
         self.longest = int(self.expansion.pairs.clean.lengths.max())
         self.decoder, self.why = None, "the value needs hooks"

@@ -55,6 +55,14 @@ def answer_attrs(rows: Expansion, value: Value, sites: Iterable[Site] = ()) -> d
     return {"answer_tokens": "edited"}
 
 
+def answers_attend(rows: Expansion, value: Value) -> bool:
+    """Whether tokens of answers, which the value does not cover, follow a prompt (see `Graph`)."""
+    pairs = rows.examples
+    return (
+        not rows.plain and not value.covers_answers and max(pairs.answers.shape[2], pairs.wrong.shape[2]) > 1
+    )
+
+
 _FIELD = {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}
 """Axis of positions → the field of a site that names one position of it."""
 

@@ -21,6 +21,7 @@ from scipy.stats import binomtest, rankdata
 
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
 from workbench.discovery.exact import lost_without
 from workbench.discovery.score_arrays import finite_matrix_of, graph_of, joint_scores
 from workbench.engine.circuits import Circuits
@@ -142,7 +143,7 @@ def agreement(
             f"agreement: the scores are of another graph: {graph_of(joint)}; the circuit has {circuit.graph}."
         )
     strength = np.abs(finite_matrix_of(joint, circuit.graph, "agreement"))
-    sample = _sample(circuit, n_inside, n_outside, seed)
+    sample = _sample(next(iter(noising.values())).graph, circuit, n_inside, n_outside, seed)
     names = list(noising)
     # [direction][ablation]
     effects: list[list[_Effects]] = []
@@ -252,9 +253,9 @@ def _check_runs(circuit: Circuit, noising: Mapping[str, Circuits], denoising: Ma
             )
 
 
-def _sample(circuit: Circuit, n_inside: int, n_outside: int, seed: int) -> _Sample:
+def _sample(graph: Graph, circuit: Circuit, n_inside: int, n_outside: int, seed: int) -> _Sample:
     """A random sample of each stratum, or all of it."""
-    rng, graph, own = np.random.default_rng(seed), circuit.graph, circuit.pruned.edges
+    rng, own = np.random.default_rng(seed), graph.prune(circuit.edges)
     chosen = np.zeros_like(own)
     counts = []
     for stratum, wanted in ((own, n_inside), (graph.exists & ~own, n_outside)):

@@ -49,8 +49,8 @@ class CircuitChecks:
 
     @property
     def graph(self) -> Graph:
-        """The graph of the circuit."""
-        return self.circuit.graph
+        """The graph of the circuit, as the runs prune it."""
+        return self.runs.graph
 
     def complement(self) -> dict[str, float]:
         """Faithfulness of all edges outside the circuit; near 0 when the circuit is all there is.

@@ -118,17 +118,18 @@ def controls(
         raise CircuitError(
             f"controls: other= is a circuit of another graph: {other.graph}; this one has {circuit.graph}."
         )
-    own = circuit.pruned.edges
+    graph = next(iter(runs.values())).graph
+    own = graph.prune(circuit.edges)
     n_kept = min(KEPT, int(own.sum()) // 2)
-    by_name = {OTHER_HEADS: _other_heads(circuit.graph, own, draws, seed)}
+    by_name = {OTHER_HEADS: _other_heads(graph, own, draws, seed)}
     if other is not None:
-        by_name[OTHER_TASK] = _Control(other.pruned.edges[None], is_drawn=False)
-    by_name[STRONGEST] = _strongest_and_random(circuit, own, scores, n_kept, seed)
+        by_name[OTHER_TASK] = _Control(graph.prune(other.edges)[None], is_drawn=False)
+    by_name[STRONGEST] = _strongest_and_random(graph, circuit, own, scores, n_kept, seed)
     # As many as were chosen: dead ends are part of what random circuits have to survive too.
-    size = min(circuit.n_requested, circuit.graph.n_edges)
-    paths = random_circuits(circuit.graph, size, draws=RANDOM_DRAWS, seed=seed, paths=True)
-    by_name[PATHS] = _Control(circuit.graph.prune(paths))
-    rest = circuit.graph.prune(circuit.graph.exists & ~own)
+    size = min(circuit.n_requested, graph.n_edges)
+    paths = random_circuits(graph, size, draws=RANDOM_DRAWS, seed=seed, paths=True)
+    by_name[PATHS] = _Control(graph.prune(paths))
+    rest = graph.prune(graph.exists & ~own)
     by_name[COMPLEMENT] = _Control(rest[None], is_drawn=False)
     # All in one: circuits that are alike are run once, and all share the base runs of a batch.
     masks = np.concatenate([own[None], *(control.masks for control in by_name.values())])
@@ -178,17 +179,17 @@ def _other_heads(graph: Graph, own: np.ndarray, draws: int, seed: int) -> _Contr
 
 
 def _strongest_and_random(
-    circuit: Circuit, own: np.ndarray, scores: xr.DataArray | None, n_kept: int, seed: int
+    graph: Graph, circuit: Circuit, own: np.ndarray, scores: xr.DataArray | None, n_kept: int, seed: int
 ) -> _Control:
     """The strongest edges of the circuit and random ones up to its number."""
     strength = circuit.scores
     if scores is not None:
         joint = joint_scores(scores)
-        if graph_of(joint) != circuit.graph:
+        if graph_of(joint) != graph:
             raise CircuitError(
-                f"controls: scores= are of another graph: {graph_of(joint)}; the circuit has {circuit.graph}."
+                f"controls: scores= are of another graph: {graph_of(joint)}; the circuit has {graph}."
             )
-        strength = matrix_of(joint, circuit.graph)
+        strength = matrix_of(joint, graph)
     if strength is None or n_kept == 0:
         why = "The circuit has no scores: pass scores=." if strength is None else "Fewer than two edges."
         return _Control(np.zeros((0, *own.shape), dtype=bool), why=why)
@@ -196,7 +197,7 @@ def _strongest_and_random(
     kept = np.zeros(own.size, dtype=bool)
     kept[np.argsort(-rank, axis=None, kind="stable")[:n_kept]] = True
     kept = kept.reshape(own.shape)
-    graph, missing = circuit.graph, int(own.sum()) - n_kept
+    missing = int(own.sum()) - n_kept
     filled = random_circuits(graph, missing, draws=RANDOM_DRAWS, seed=seed, within=graph.exists & ~kept)
     return _Control(graph.prune(filled | kept))
 

@@ -130,8 +130,8 @@ def evaluate(
     # One `Circuits` for all: the clean run, the patched values and their batches are shared.
     measure = as_metric(metric)
     runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
-    # Dead ends are pruned: they change nothing and cost a run.
-    beside = resemblance(runs, np.stack([one.pruned.edges for one in circuits]), progress=progress)
+    # Dead ends are left out, of a circuit made by hand too.
+    beside = resemblance(runs, runs.graph.prune(np.stack([one.edges for one in circuits])), progress=progress)
     data = _faithfulness(beside, level)
     # By prompt, not by pair: the same clean prompt with another corruption has been seen.
     in_sample = [np.mean([prompt in one.prompt_ids for prompt in pairs.clean.ids]) for one in circuits]

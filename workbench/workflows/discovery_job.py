@@ -268,7 +268,7 @@ class DiscoveryJob:
         """The circuit of these edges, with the provenance of the scores."""
         found = find_circuit(scores, n_edges=self.graph.n_edges)
         return Circuit.of(
-            self.graph, edges, scores=found.scores, attrs=found.attrs, prompt_ids=found.prompt_ids
+            found.graph, edges, scores=found.scores, attrs=found.attrs, prompt_ids=found.prompt_ids
         )
 
     def _others(

@@ -1,0 +1,75 @@
+"""Circuits on answers of several tokens: which of their edges are dead ends.
+
+The answer's tokens follow the prompt and attend to it. No edge of a circuit covers them with values of the corrupt
+run, so an edge into a key or value of the prompt matters to them though it leads to no logits of the prompt.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from families import make_pairs, model_of
+
+import workbench as wb
+from workbench.circuit.circuit import Circuit
+from workbench.circuit.graph import Graph
+from workbench.engine.circuits import Circuits
+from workbench.engine.counterfactuals import counterfactual_values
+from workbench.engine.values import zero
+from workbench.metrics.metric import metric
+from workbench.prompts.answers import padded_answers
+from workbench.prompts.pairs import PromptPairs
+
+DIFF = metric("sequence_logprob_diff")
+RIGHT, WRONG = [[[3, 4]], [[3, 8]], [[3, 2]], [[3, 5]]], [[[3, 6]], [[3, 1]], [[3, 7]], [[3, 9]]]
+"""Right and wrong answers begin alike, so nothing that is read at the end of the prompt tells them apart."""
+
+
+def answered() -> PromptPairs:
+    pairs = make_pairs((6, 7, 6, 7))
+    return PromptPairs(pairs.clean, pairs.corrupt, padded_answers(RIGHT), padded_answers(WRONG))
+
+
+def corrupt_runs(model, pairs: PromptPairs) -> Circuits:
+    value = counterfactual_values(model, pairs)["corrupt"]
+    return Circuits(model, Graph.of(model), pairs, value=value, metric=DIFF)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
+def test_leaving_out_dead_ends_changes_nothing(family):
+    model = model_of(family)
+    runs = corrupt_runs(model, answered())
+    plain, drawn = Graph.of(model), np.random.default_rng(0).random((6, *runs.graph.exists.shape))
+    masks = plain.exists & (drawn < np.linspace(0.05, 0.6, 6)[:, None, None])
+    measured, scale = runs.measure(masks), np.abs(runs.full - runs.empty).mean()
+    assert runs.measure(runs.graph.prune(masks)) == pytest.approx(measured, abs=1e-4 * scale)
+    assert np.abs(runs.measure(plain.prune(masks)) - measured).max() > 1e-2 * scale, "they do matter"
+
+
+def test_only_answers_that_no_value_covers_make_keys_and_values_outputs():
+    model, pairs = model_of("gpt2"), answered()
+    runs = corrupt_runs(model, pairs)
+    assert runs.graph.answers_attend
+    assert runs.graph == Graph.of(model), "the edges are the same"
+    assert Graph.from_dict(runs.graph.to_dict()).answers_attend
+    covered = Circuits(model, runs.graph, pairs, value=zero(), metric=DIFF)
+    assert not covered.graph.answers_attend
+    short = replace(pairs, answers=pairs.answers[:, :, 1:], wrong=pairs.wrong[:, :, 1:])
+    assert not corrupt_runs(model, short).graph.answers_attend
+
+
+@pytest.mark.parametrize("strategy", ["top", "greedy"])
+def test_a_circuit_is_found_where_answers_begin_alike(strategy, tmp_path):
+    model, pairs = model_of("gpt2"), answered()
+    value = counterfactual_values(model, pairs)["corrupt"]
+    scores = wb.score_edges(model, pairs, value=value, metric=DIFF, progress=False)
+    assert float(np.abs(scores.sel(reader="logits")).max()) < 1e-5
+    circuit = wb.find_circuit(scores, n_edges=60, strategy=strategy)
+    assert circuit.n_edges > 30
+    circuit.save(tmp_path / "circuit.json")
+    loaded = Circuit.load(tmp_path / "circuit.json")
+    assert loaded.pruned == circuit
+    kept = wb.evaluate(loaded, model, pairs, value=value, metric=DIFF, checks=(), progress=False)
+    runs = corrupt_runs(model, pairs)
+    expected = (runs.measure(circuit.edges[None])[0] - runs.empty).mean() / (runs.full - runs.empty).mean()
+    assert float(kept["faithfulness"][0]) == pytest.approx(expected, abs=1e-4)
