@@ -19,6 +19,8 @@ from workbench.engine.values import zero
 from workbench.metrics.metric import metric
 from workbench.prompts.answers import padded_answers
 from workbench.prompts.pairs import PromptPairs
+from workbench.render.circuit.lines import alive, lines_of
+from workbench.render.circuit.view import CircuitView
 
 DIFF = metric("sequence_logprob_diff")
 RIGHT, WRONG = [[[3, 4]], [[3, 8]], [[3, 2]], [[3, 5]]], [[[3, 6]], [[3, 1]], [[3, 7]], [[3, 9]]]
@@ -69,6 +71,8 @@ def test_a_circuit_is_found_where_answers_begin_alike(strategy, tmp_path):
     circuit.save(tmp_path / "circuit.json")
     loaded = Circuit.load(tmp_path / "circuit.json")
     assert loaded.pruned == circuit
+    view = CircuitView.of(loaded)
+    assert len(alive(lines_of(view, "component"))) == circuit.n_edges, "the picture has them all"
     kept = wb.evaluate(loaded, model, pairs, value=value, metric=DIFF, checks=(), progress=False)
     runs = corrupt_runs(model, pairs)
     expected = (runs.measure(circuit.edges[None])[0] - runs.empty).mean() / (runs.full - runs.empty).mean()

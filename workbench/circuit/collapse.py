@@ -23,7 +23,7 @@ def collapse(graph: Graph, edges: np.ndarray, scores: np.ndarray | None) -> Coll
     Args:
         edges, scores: [(pos,) writer, reader] of the finer graph.
     """
-    plain = Graph(graph.shape)
+    plain = Graph(graph.shape, answers_attend=graph.answers_attend)
     rows = np.array([plain.writer_index[mlp_of(name)] for name in graph.writers])
     columns = np.array([plain.reader_index[mlp_of(name)] for name in graph.readers])
     *_, writer, reader = np.nonzero(edges)

@@ -25,7 +25,7 @@ class Line:
         weight: its score, there.
         unit: what writes it: a component, or a component at a position.
         feeds: the units that it is an input of; a key or value edge of grouped-query attention feeds several
-            heads.
+            heads, and where answers attend to the prompt `logits` too.
         start, end: the boxes that it joins.
         port: of a head: q, k, v, or empty.
     """
@@ -97,6 +97,8 @@ def _line(view: CircuitView, scored: _Scored, written: dict[str, list[int | None
         heads = [f"a{reader.layer}.{head}" for head in range(first, first + group)]
         end = heads[0] if group == 1 else f"kv{reader.layer}.{reader.head}"
         feeds = _fed_by_key(heads, pos, written)
+        if view.answers_attend:
+            feeds.add("logits")
     else:
         end = str(reader.component)
         feeds = {end if end == "logits" else end + at}

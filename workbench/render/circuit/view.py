@@ -65,6 +65,7 @@ class CircuitView:
         curve: (edges, faithfulness, low, high) of circuits of the strongest edges.
         more: the same circuit on other prompts, see `on_prompts`.
         sides: the names of two circuits that are compared, see `compared`; otherwise empty.
+        answers_attend: as in `Graph`: lines into keys and values are then no dead ends.
     """
 
     edges: tuple[ViewEdge, ...]
@@ -77,6 +78,7 @@ class CircuitView:
     curve: tuple[tuple[int, float, float, float], ...] = ()
     more: tuple["CircuitView", ...] = ()
     sides: tuple[str, ...] = ()
+    answers_attend: bool = False
 
     # Set by the package (`workbench/render/circuit/__init__.py`), because the pictures import this module.
     draw_in_notebook: ClassVar[Callable[["CircuitView"], str]]
@@ -135,6 +137,7 @@ class CircuitView:
             patterns=cut_patterns(patterns or {}, len(labels)),
             top=max(1, int(top)),
             curve=curve_rows(curve),
+            answers_attend=circuit.graph.answers_attend,
         )
 
     @classmethod

@@ -116,6 +116,8 @@ def provenance_of(circuit: Circuit, faithfulness: tuple[float, float, float] | N
             fact += f" ({attrs['n']} prompts)"
         facts.append(fact)
     metric, value = attrs.get("metric"), attrs.get("value")
+    if circuit.graph.answers_attend:
+        facts.append("keys and values are read by the answer's tokens too")
     if value:
         # A circuit is found on the clean run, so a value from a store is the other run's, the corrupt one. Scores
         # over several counterfactuals have the value of each.
