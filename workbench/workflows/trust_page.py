@@ -231,7 +231,7 @@ def multiverse_text(multiverse: xr.Dataset) -> str:
     """How much each choice matters, and what is found whatever is chosen."""
     n, robust = multiverse.attrs["n_specifications"], multiverse.attrs["n_robust"]
     known = multiverse["jaccard"].where(multiverse["n_pairs"] > 0).to_series().dropna()
-    words = {"ablation": "patched value", "draw": "resample of the prompts"}
+    words = {"ablation": "patched value", "score_method": "method", "draw": "resample of the prompts"}
     texts = [f"{words.get(str(name), str(name))} {value:.2f}" for name, value in known.sort_values().items()]
     return (
         f"Edges were scored in {n} ways: every counterfactual, zero and mean values, two metrics, two methods and "
