@@ -92,7 +92,8 @@ class Circuit:
         """A circuit of these edges, dead ends pruned. A warning says so where that is more than half of them.
 
         Args:
-            model_or_shape: a model, a `Shape`, or a `Graph`, which may have positions and neurons.
+            model_or_shape: a model, a `Shape`, or a `Graph`, which may have positions and neurons; for answers of
+                several tokens `Graph.of(model, answers_attend=True)`, where edges into keys and values stay.
             edges: bool [(pos,) writer, reader] in graph order; or edges, or their string forms
                 `a9.9->a10.7<q>`.
             scores, attrs, prompt_ids, labels: as in the attributes of a circuit.
