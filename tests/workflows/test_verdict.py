@@ -159,6 +159,11 @@ def test_what_limits_a_passing_circuit_is_in_the_headline():
         "75% of the test prompts differ in at most one token from a prompt that made the scores"
         in headline(alike)
     )
+    others = discovery_run(BOTH)
+    others.evaluation.attrs |= {"right_on_test": 0.3, "n": 8}
+    assert "gets only 30% of the test prompts right, and 95% of those to find with" in headline(others)
+    assert "Only 8 prompts tested it." in headline(others)
+    assert title_of(others).startswith("Circuit of 8 edges, on prompts of which the model gets 30% right")
     twins.evaluation.attrs |= {"most_alike": "swap and abc", "likeness": 0.995}
     assert "against swap and abc are nearly the same: these are hardly two counterfactuals." in headline(
         twins

@@ -128,6 +128,9 @@ class DiscoveryJob:
         step("test")
         evaluation = self._evaluation(circuits, self.sets.test)
         evaluation.attrs["near_copies"] = self.sets.near_copies
+        right = measure(self.model, self.sets.test.pairs, progress=False)[0].right_above_wrong.mean
+        if np.isfinite(right):
+            evaluation.attrs["right_on_test"] = float(right)
         if scores.sizes.get("ablation", 1) > 1:
             first, second, cosine = most_alike(scores)
             evaluation.attrs |= {"most_alike": f"{first} and {second}", "likeness": cosine}

@@ -80,9 +80,9 @@ def title_of(run: DiscoveryRun) -> str:
         name += ", which fails its criteria on the test prompts"
     if run.criteria.looser():
         name += " (criteria looser than the default)"
-    right = run.competence.right_above_wrong
-    if right.mean < CAPABLE:
-        name += f", on prompts of which the model gets {right.mean:.0%} right"
+    right = min(run.competence.right_above_wrong.mean, run.evaluation.attrs.get("right_on_test", 1.0))
+    if right < CAPABLE:
+        name += f", on prompts of which the model gets {right:.0%} right"
     return f"{name}: {subject}"
 
 
@@ -144,6 +144,11 @@ def sentences(run: DiscoveryRun) -> list[str]:
         told.append(
             f"Only {n_chose} prompts chose its size. On so few it is luck at times whether a circuit passes or fails: "
             f"give {USUAL_PROMPTS} or more, of a file {4 * USUAL_PROMPTS} rows."
+        )
+    elif run.evaluation.attrs["n"] < USUAL_PROMPTS:
+        told.append(
+            f"Only {run.evaluation.attrs['n']} prompts tested it. On so few it is luck at times whether a circuit passes "
+            "or fails."
         )
     return list(filter(None, [*told, *_caveats(run)]))
 
@@ -350,6 +355,12 @@ def _caveats(run: DiscoveryRun) -> list[str]:
         )
     elif verdict(run) == "circuit" and any(_value(run, name, "r") < LOW_R for name in run.counterfactuals):
         caveats.append("A low r: the circuit does not reproduce on which prompts the model does better.")
+    right_on_test = run.evaluation.attrs.get("right_on_test", 1.0)
+    if right_on_test < CAPABLE <= run.competence.right_above_wrong.mean:
+        caveats.append(
+            f"The model gets only {right_on_test:.0%} of the test prompts right, and "
+            f"{run.competence.right_above_wrong.mean:.0%} of those to find with: they are prompts of different kinds."
+        )
     near_copies = run.evaluation.attrs.get("near_copies", 0.0)
     if near_copies >= COPIES_SHARE:
         caveats.append(
