@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from families import make_pairs, model_of
 
 import workbench as wb
@@ -15,6 +16,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.engine.circuits import Circuits
 from workbench.engine.counterfactuals import counterfactual_values
+from workbench.engine.resemblance import resemblance
 from workbench.engine.values import zero
 from workbench.metrics.metric import metric
 from workbench.prompts.answers import padded_answers
@@ -58,6 +60,45 @@ def test_only_answers_that_no_value_covers_make_keys_and_values_outputs():
     assert not covered.graph.answers_attend
     short = replace(pairs, answers=pairs.answers[:, :, 1:], wrong=pairs.wrong[:, :, 1:])
     assert not corrupt_runs(model, short).graph.answers_attend
+
+
+def logits_along_answers(model, pairs: PromptPairs, *, empty: bool) -> torch.Tensor:
+    """[example, step, vocab] in plain TransformerLens: of the model, or with the corrupt run in the whole prompt."""
+    rows = []
+    for i in range(len(pairs)):
+        length, right = int(pairs.clean.lengths[i]), pairs.answers[i, 0].tolist()
+        clean, corrupt = (side.tokens[i : i + 1, :length] for side in (pairs.clean, pairs.corrupt))
+        _, cache = model.run_with_cache(corrupt)
+        streams = [f"blocks.{layer}.hook_resid_pre" for layer in range(model.cfg.n_layers)]
+        streams.append(f"blocks.{model.cfg.n_layers - 1}.hook_resid_post")
+
+        def write(stream, hook, cache=cache, length=length):
+            return torch.cat((cache[hook.name], stream[:, length:]), 1)
+
+        tokens = torch.cat((clean, torch.tensor([right[:-1]])), 1)
+        hooks = [(name, write) for name in streams] if empty else []
+        rows.append(model.run_with_hooks(tokens, fwd_hooks=hooks)[0, length - 1 :])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("engine", ["circuit walk", "reference"])
+def test_kl_and_choices_are_those_along_the_answer(engine):
+    model, pairs = model_of("gpt2"), answered()
+    runs = corrupt_runs(model, pairs)
+    if engine == "reference":
+        runs.decoder = None
+    beside = resemblance(runs, runs.graph.exists[None])
+    with torch.no_grad():
+        full, empty = (
+            logits_along_answers(model, pairs, empty=which).log_softmax(-1) for which in (False, True)
+        )
+    expected = (full.exp() * (full - empty)).sum(-1).sum(1)
+    assert beside.kl_empty == pytest.approx(expected.numpy(), rel=1e-3)
+    assert beside.kl[0] == pytest.approx(0, abs=1e-5)
+    assert beside.same_choice.all()
+    only_empty = resemblance(runs, np.zeros_like(runs.graph.exists)[None])
+    same = (full.argmax(-1) == empty.argmax(-1)).all(1)
+    assert only_empty.same_choice[0].tolist() == same.tolist()
 
 
 @pytest.mark.parametrize("strategy", ["top", "greedy"])

@@ -63,24 +63,31 @@ class CircuitBatch:
     tile: int = TILE
     # Made when they are first read: most measurements read one metric alone.
     _further: dict[Metric, Readout] = field(default_factory=dict)
-    _end_logits: dict[str, Tensor] = field(default_factory=dict)
+    _clean_logits: dict[str, Tensor] = field(default_factory=dict)
 
     def further(self, metric: Metric) -> Readout:
-        """What reads another metric of the same runs, at `END`; made once."""
+        """What reads another metric of the same runs; made once."""
         assert self.walk is not None
         if metric not in self._further:
             self._further[metric] = Readout(metric, self.pairs, self.walk.base, tile=self.tile)
         return self._further[metric]
 
-    def read_at_end(self, metric: Metric, stream: Float[Tensor, "example pos d_model"]) -> Tensor:
-        """[example]: another metric of a stream after the last block, read at `END`."""
+    def read_also(self, metric: Metric, stream: Float[Tensor, "example pos d_model"]) -> Tensor:
+        """[example]: another metric of a stream after the last block, read at `END` or along the answer."""
         assert self.walk is not None
         readout = self.further(metric)
         if self.walk.read is not None:
             return readout.measure(readout.logits(stream[:, 0]))
-        assert readout.read is not None
-        rows = torch.arange(len(stream), device=stream.device)
-        return readout.measure(readout.logits(stream[rows, readout.read.to(stream.device) - self.walk.start]))
+        return readout.measure(readout.logits(self._at_places(readout, stream)))
+
+    def _at_places(self, readout: Readout, stream: Float[Tensor, "example pos d_model"]) -> Tensor:
+        """[example, (step,) d_model]: a stream where a metric reads it."""
+        assert self.walk is not None
+        assert readout.places is not None
+        # Places count from 0 and the stream from the walk's start, so its rows lie at place - start.
+        places = readout.places.to(stream.device) - self.walk.start
+        rows = torch.arange(len(stream), device=stream.device).view(-1, *[1] * (places.ndim - 1))
+        return stream[rows, places]
 
     def measured(self, stream: Float[Tensor, "example pos d_model"]) -> Float[Tensor, "example"]:
         """The metric of a stream after the last block.
@@ -93,10 +100,7 @@ class CircuitBatch:
             # The walk has already left out all but the one position that the metric reads.
             return self.readout.measure(self.readout.logits(stream[:, 0]))
         if self.readout.places is not None:
-            # Places count from 0 and the stream from the walk's start, so its rows lie at place - start.
-            rows = torch.arange(len(stream), device=stream.device)[:, None]
-            places = self.readout.places.to(stream.device) - self.walk.start
-            return self.readout.measure(self.readout.logits(stream[rows, places]))
+            return self.readout.measure(self.readout.logits(self._at_places(self.readout, stream)))
         logits = self.readout.logits(stream)
         # Tokens before the first change have the logits of the clean run, exactly.
         if self.walk.start:
@@ -108,14 +112,14 @@ class CircuitBatch:
         """The metric of the logits of a run with hooks."""
         return metric(metric.read(logits, self.pairs.clean), self.pairs, self.logits)
 
-    def hooked_at_end(
+    def hooked_also(
         self, metric: Metric, logits: Float[Tensor, "example pos vocab"], model: Any
     ) -> Float[Tensor, "example"]:
-        """Another metric of the logits of a run with hooks, read at `END`."""
-        clean = self.pairs.clean
-        if metric.needs_reference and "clean" not in self._end_logits:
-            self._end_logits["clean"] = metric.read(forward(model, clean).logits, clean)
-        return metric(metric.read(logits, clean), self.pairs, self._end_logits.get("clean"))
+        """Another metric of the logits of a run with hooks, read at `END` or along the answer."""
+        clean, places = self.pairs.clean, metric.positions
+        if metric.needs_reference and places not in self._clean_logits:
+            self._clean_logits[places] = metric.read(forward(model, clean).logits, clean)
+        return metric(metric.read(logits, clean), self.pairs, self._clean_logits.get(places))
 
 
 # Working memory of one pass of circuits on a CPU, even where the budget allows more. Passes that fill 1 GiB
@@ -247,7 +251,7 @@ class Circuits:
             for batch in self._batches:
                 if batch.walk is None:
                     logits = forward(self.model, batch.pairs.clean).logits
-                    measured.append(batch.hooked_at_end(metric, logits, self.model))
+                    measured.append(batch.hooked_also(metric, logits, self.model))
                 else:
                     readout = batch.further(metric)
                     measured.append(readout.measure(readout.base_logits))
@@ -285,7 +289,7 @@ class Circuits:
 
         Args:
             circuits: as in `measure`.
-            further: metrics that read `END`: of an answer of several tokens, its first.
+            further: metrics that read `END`, or along the answer of each row.
         """
         distinct, row_of = _distinct(circuits)
         # Circuits that are alike are run once.
@@ -302,7 +306,7 @@ class Circuits:
         # `combine` adds up the answers of an example along the first axis:
         # [row, circuit] → [example, circuit].
         combined = self.expansion.combine(torch.from_numpy(measured[0].T)).numpy().T
-        # Every row of an example has the same prompt, and so the same logits at its END.
+        # Of an example's rows the first counts: the others have the same prompt and other answers.
         return np.concatenate([combined[None], measured[1:, :, self.first_row]])[:, row_of]
 
     @cached_property
@@ -323,15 +327,15 @@ class Circuits:
     def of_batch(
         self, batch: CircuitBatch, keep: Tensor, further: Sequence[Metric] = ()
     ) -> Float[Tensor, "metric circuit row"]:
-        """The metric of circuits on one batch, and further ones read at `END`."""
+        """The metric of circuits on one batch, and further ones."""
         rows = []
         if batch.walk is None:
             for logits in circuit_logits(self.model, self.graph, keep, batch.bound):
-                others = [batch.hooked_at_end(metric, logits, self.model) for metric in further]
+                others = [batch.hooked_also(metric, logits, self.model) for metric in further]
                 rows.append(torch.stack([batch.hooked(self.metric, logits), *others]))
         else:
             for stream in batch.walk.streams(keep):
-                others = [batch.read_at_end(metric, stream) for metric in further]
+                others = [batch.read_also(metric, stream) for metric in further]
                 rows.append(torch.stack([batch.measured(stream), *others]))
         return torch.stack(rows, 1)
 

@@ -10,6 +10,7 @@ Sources: 2407.08734 (choices that move faithfulness), 2504.13151 (ratios of mean
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -29,8 +30,38 @@ def _same_choice(logits: Tensor, pairs: PromptPairs, reference: Tensor | None) -
     return (logits.argmax(-1) == reference.argmax(-1)).to(logits.dtype)
 
 
+def _along_answer(of_tokens: Tensor, pairs: PromptPairs) -> Tensor:
+    """[example, step]: numbers of an answer's tokens, 0 behind its last."""
+    steps = (pairs.answers >= 0).any(1)[:, : of_tokens.shape[1]].to(of_tokens.device)
+    return torch.where(steps, of_tokens, torch.zeros_like(of_tokens))
+
+
+def _answer_kl(logits: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
+    assert reference is not None
+    clean, current = reference.to(logits.dtype).log_softmax(-1), logits.log_softmax(-1)
+    return _along_answer((clean.exp() * (clean - current)).sum(-1), pairs).sum(1)
+
+
+def _answer_same_choice(logits: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
+    assert reference is not None
+    differs = (logits.argmax(-1) != reference.argmax(-1)).to(logits.dtype)
+    return 1 - _along_answer(differs, pairs).amax(1)
+
+
 SAME_CHOICE = Metric("same_choice", _same_choice, needs_reference=True, unit="share", rowwise=True)
 """1 where the most likely token, of the whole vocabulary, is that of the clean run."""
+# At the end of the prompt answers of several tokens may all begin alike, and nothing would be compared there.
+ANSWER_KL = Metric("answer_kl", _answer_kl, "continuation", needs_reference=True, unit="nats", rowwise=True)
+"""KL of the tokens of the answer, each after those before it: the sum over them."""
+ANSWER_SAME_CHOICE = Metric(
+    "answer_same_choice",
+    _answer_same_choice,
+    "continuation",
+    needs_reference=True,
+    unit="share",
+    rowwise=True,
+)
+"""1 where at every token of the answer the most likely one is that of the clean run."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,10 +70,11 @@ class Resemblance:
 
     Attributes:
         metric: of the circuits; `full` of the model, `empty` of the circuit without an edge.
-        kl: KL(model || circuit) at `END` over the vocabulary, in nats; `kl_empty` of the empty circuit.
+        kl: KL(model || circuit) over the vocabulary, in nats, at `END`, or summed over the tokens of the first right
+            answer where answers have several; `kl_empty` of the empty circuit.
         right: whether the right answer is above the wrong one; None where pairs do not say what is wrong.
         full_right: the same of the model.
-        same_choice: whether the most likely token is that of the model.
+        same_choice: whether the most likely token is that of the model; of answers of several tokens at each.
     """
 
     metric: Float[np.ndarray, "circuit example"]
@@ -142,6 +174,8 @@ def resemblance(
 ) -> Resemblance:
     """Run circuits, pruned of dead ends, and the empty one, and compare them with the model."""
     pairs, further = runs.pairs, [BUILT_IN["kl"], SAME_CHOICE]
+    if not runs.expansion.plain:
+        further = [ANSWER_KL, ANSWER_SAME_CHOICE]
     accuracy = BUILT_IN["accuracy"]
     is_readable = _has_one_token(pairs.answers) and _has_one_token(pairs.wrong)
     if is_readable:
