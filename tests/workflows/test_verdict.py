@@ -170,6 +170,35 @@ def test_what_limits_a_passing_circuit_is_in_the_headline():
     )
 
 
+def test_prompts_on_which_the_circuit_does_nothing_are_in_the_headline():
+    run = discovery_run({"swap": {"prompts_near": 0.8}})
+    data = run.evaluation
+    # Of ten prompts two have a small gap, and there the circuit is the empty one.
+    full, empty = np.array([[3.0] * 8 + [7.0] * 2]), np.array([[-3.0] * 8 + [6.0] * 2])
+    data["m_circuit"] = (("ablation", "circuit", "example"), np.array([[[2.9] * 8 + [6.0] * 2]]))
+    data["m_full"], data["m_empty"] = (("ablation", "example"), full), (("ablation", "example"), empty)
+    assert (
+        "Against swap it misses the model on 20% of the prompts by more than half of their own gap: there its error is "
+        "1.00, and 1 is that of no edge." in headline(run)
+    )
+    assert "misses the model on" not in headline(discovery_run(BOTH))
+
+
+def test_faithfulness_above_one_is_explained_by_its_interval():
+    beyond = discovery_run({"swap": {"faithfulness": 1.04, "low": 1.02, "high": 1.06}})
+    assert "goes further than the model: what works against it is left out." in headline(beyond)
+    within = discovery_run({"swap": {"faithfulness": 1.02, "low": 0.98, "high": 1.06}})
+    assert "its interval holds 1: it is not known to go further than the model." in headline(within)
+
+
+def test_what_was_left_out_before_and_twins_are_told():
+    run = discovery_run(BOTH)
+    run.evaluation.attrs["competent"] = "64 of 128"
+    assert "The prompts are the 64 of 128 that the model gets right" in headline(run)
+    run.evaluation.attrs |= {"most_alike": "swap and abc", "likeness": 0.999}
+    assert title_of(run).startswith("Circuit of the difference")
+
+
 def test_nothing_is_judged_where_the_metric_does_not_change():
     unknown = dict.fromkeys(("faithfulness", "low", "high", "error", "prompts_near", "kl_recovered"), np.nan)
     told = headline(discovery_run({"swap": {}, "abc": unknown}))

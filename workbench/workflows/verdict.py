@@ -12,6 +12,7 @@ import xarray as xr
 
 from workbench.discovery.criteria import USUAL_PROMPTS, Criteria
 from workbench.discovery.frontier import failing
+from workbench.engine.resemblance import NEAR_SHARE
 from workbench.evaluation.controls import OTHER_TASK
 from workbench.tasks.measure import Estimate, Score
 from workbench.text import listed
@@ -23,6 +24,8 @@ LOW_R = 0.5
 """A correlation with the model under which a circuit that passes is said to miss which prompts it does better."""
 APART = 0.2
 """Counterfactuals whose faithfulness differs by more are different differences."""
+FAR_SHARE = 0.05
+"""A share of prompts on which the circuit is far from the model, above which the headline says what it does there."""
 COPIES_SHARE = 0.5
 """Share of test prompts that are nearly copies of those that chose, from which on it is said."""
 ALIKE = 0.99
@@ -126,12 +129,7 @@ def sentences(run: DiscoveryRun) -> list[str]:
             if holds_on_test(run, best)
             else f"It carries the difference {best} better than the others, and none of them fully."
         )
-    shown = [_value(run, name, "faithfulness") for name in _ablations(run)]
-    if max(shown) >= ABOVE_ONE:
-        told.append(
-            "A faithfulness above 1 means that the circuit does the task more strongly than the model: what works "
-            "against it is left out."
-        )
+    told += [_above_one(run)]
     if len(run.counterfactuals) == 1:
         (name,) = run.counterfactuals
         told.append(
@@ -204,6 +202,8 @@ def is_one_difference(run: DiscoveryRun) -> bool:
     """Whether the circuit is known to reproduce one counterfactual only, or much better than another."""
     if len(run.counterfactuals) == 1:
         return run.counterfactuals[0] not in VALUES
+    if len(run.counterfactuals) == 2 and run.evaluation.attrs.get("likeness", 0.0) >= ALIKE:
+        return True
     values = [_value(run, name, "faithfulness") for name in run.counterfactuals]
     return max(values) - min(values) > APART
 
@@ -341,9 +341,52 @@ def _faithfulness(run: DiscoveryRun) -> str:
     return f"{text}."
 
 
+def _above_one(run: DiscoveryRun) -> str:
+    """What a faithfulness above 1 means, where one is shown; "" where none is."""
+    above = [name for name in _ablations(run) if _value(run, name, "faithfulness") >= ABOVE_ONE]
+    if not above:
+        return ""
+    if any(_value(run, name, "low") > 1 for name in above):
+        return (
+            "A faithfulness above 1 means that the circuit goes further than the model: what works against it is left "
+            "out."
+        )
+    return (
+        "Where faithfulness is above 1, its interval holds 1: it is not known to go further than the model."
+    )
+
+
+def _far_off(run: DiscoveryRun, name: str) -> str:
+    """What the circuit does on prompts where it is far from the model; "" where these are few.
+
+    A mean error hides them: where the corruption changes little, the circuit may do nothing at all.
+    """
+    share = 1 - _value(run, name, "prompts_near")
+    # A share of .95 leaves .05 and its rounding.
+    if not share > FAR_SHARE + 1e-9 or name in VALUES:
+        return ""
+    row = run.evaluation.sel(circuit="circuit", ablation=name)
+    text = f"{against(name)} it misses the model on {share:.0%} of the prompts by more than half of their own gap"
+    text = f"{text[0].upper()}{text[1:]}"
+    if "example" not in row["m_circuit"].dims:
+        return f"{text}."
+    missed, gap = abs(row["m_circuit"] - row["m_full"]), abs(row["m_full"] - row["m_empty"])
+    far = missed > NEAR_SHARE * gap
+    if not bool(far.any()) or float(gap[far].mean()) == 0:
+        return f"{text}."
+    return f"{text}: there its error is {number(missed[far].mean() / gap[far].mean())}, and 1 is that of no edge."
+
+
 def _caveats(run: DiscoveryRun) -> list[str]:
     """Reasons to doubt the circuit even where the criteria hold."""
     caveats = []
+    if verdict(run) == "circuit":
+        caveats += filter(None, (_far_off(run, name) for name in run.counterfactuals))
+    if "competent" in run.evaluation.attrs:
+        caveats.append(
+            f"The prompts are the {run.evaluation.attrs['competent']} that the model gets right: of the others nothing is "
+            "known."
+        )
     for name, bound in run.criteria.looser().items():
         caveats.append(
             f"Looser than the default: the bound of the {BOUNDS[name]}, {bound.value} instead of {bound.default}."
@@ -373,8 +416,10 @@ def _caveats(run: DiscoveryRun) -> list[str]:
             "counterfactuals."
         )
     if run.controls is not None and other_task_passes(run.controls):
+        task = run.controls.attrs.get("other_task", "")
+        other = f" ({task})" if task else ""
         caveats.append(
-            f"The circuit of another task, of as many edges, keeps all criteria on {run.controls.attrs['n']} test "
+            f"The circuit of another task{other}, of as many edges, keeps all criteria on {run.controls.attrs['n']} test "
             "prompts: nothing here is particular to this task."
         )
     # Resamples are not refined: where refining alone led to a circuit, they say nothing of it.
