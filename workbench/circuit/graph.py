@@ -77,6 +77,8 @@ class Graph:
         for name, listed in (("positions", self.positions), ("neurons", self.neurons)):
             if not isinstance(listed, tuple) and not (name == "positions" and listed is None):
                 raise SiteError(f"{name} of a graph are a tuple, not {shown(listed)}: use Graph.of(...).")
+        if not isinstance(self.answers_attend, bool):
+            raise SiteError(f"answers_attend of a graph is True or False, not {shown(self.answers_attend)}.")
         positions = self.positions or ()
         for position in positions:
             _check_position(position)
@@ -146,7 +148,7 @@ class Graph:
         """The graph that `to_dict` described. Raises `SiteError`, `TypeError` or `KeyError` for all else."""
         sizes = dict(facts)
         positions, neurons = sizes.pop("positions", None), sizes.pop("neurons", ())
-        answers_attend = sizes.pop("answers_attend", False) is True
+        answers_attend = sizes.pop("answers_attend", False)
         # A graph is hashed, so it has tuples where JSON has lists.
         if positions is not None:
             positions = tuple(positions)
