@@ -74,7 +74,9 @@ def test_prompts_of_several_lengths_are_what_each_is_alone(name):
         asked = {"sites": sites, "value": wb.scale(0.5), "method": method, "steps": 2, "progress": False}
         together = wb.effects(model, pairs, **asked)
         for i in range(len(LENGTHS)):
-            assert close(together[i], wb.effects(model, pairs.select([i]), **asked)[0], scale=5.0), method
+            # Of float32 runs, though atp-star's sums are float64.
+            single = wb.effects(model, pairs.select([i]), **asked)[0]
+            assert close(together[i], single, tolerance=1e-5, scale=5.0), method
 
 
 def test_circuits_edges_and_paths_of_a_model_that_sees_the_future_are_those_of_each_prompt_alone():
