@@ -37,14 +37,11 @@ def _along_answer(of_tokens: Tensor, pairs: PromptPairs) -> Tensor:
 
 
 def _answer_kl(logits: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
-    assert reference is not None
-    clean, current = reference.to(logits.dtype).log_softmax(-1), logits.log_softmax(-1)
-    return _along_answer((clean.exp() * (clean - current)).sum(-1), pairs).sum(1)
+    return _along_answer(BUILT_IN["kl"].function(logits, pairs, reference), pairs).sum(1)
 
 
 def _answer_same_choice(logits: Tensor, pairs: PromptPairs, reference: Tensor | None) -> Tensor:
-    assert reference is not None
-    differs = (logits.argmax(-1) != reference.argmax(-1)).to(logits.dtype)
+    differs = 1 - _same_choice(logits, pairs, reference)
     return 1 - _along_answer(differs, pairs).amax(1)
 
 

@@ -260,6 +260,12 @@ def against(name: str) -> str:
     return f"with {name} values" if name in VALUES else f"against {name}"
 
 
+def _beginning(name: str) -> str:
+    """The same at the beginning of a sentence."""
+    text = against(name)
+    return f"{text[0].upper()}{text[1:]}"
+
+
 def _against_all(names: Sequence[str]) -> str:
     """ "against swap and abc", or "with zero values"."""
     if names[0] in VALUES:
@@ -366,8 +372,7 @@ def _far_off(run: DiscoveryRun, name: str) -> str:
     if not share > FAR_SHARE + 1e-9 or name in VALUES:
         return ""
     row = run.evaluation.sel(circuit="circuit", ablation=name)
-    text = f"{against(name)} it misses the model on {share:.0%} of the prompts by more than half of their own gap"
-    text = f"{text[0].upper()}{text[1:]}"
+    text = f"{_beginning(name)} it misses the model on {share:.0%} of the prompts by more than half of their own gap"
     if "example" not in row["m_circuit"].dims:
         return f"{text}."
     missed, gap = abs(row["m_circuit"] - row["m_full"]), abs(row["m_full"] - row["m_empty"])
@@ -444,8 +449,7 @@ def other_task_passes(controls: xr.Dataset) -> bool:
 def _failures(run: DiscoveryRun, name: str) -> str:
     """Which criteria fail against a counterfactual, and by how much; "" where all hold."""
     row, bounds = run.evaluation.sel(circuit="circuit", ablation=name), run.criteria
-    text = against(name)
-    text = f"{text[0].upper()}{text[1:]}"
+    text = _beginning(name)
     if not np.isfinite(float(row["error"])):
         return f"{text} nothing can be judged: the metric does not change on these prompts."
     low, high = bounds.faithfulness
