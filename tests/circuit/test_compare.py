@@ -93,7 +93,7 @@ def test_circuits_of_other_detail_are_compared_collapsed():
     assert str(comparison).startswith("Positions and neurons were collapsed: the circuits differ in them.\n")
     same = compare(fine, Circuit.empty(fine.graph))
     assert not same.collapsed
-    assert same.a is fine
+    assert same.a == fine
 
 
 def test_sizes_that_decide_no_edge_may_differ_and_others_may_not():

@@ -4,20 +4,26 @@ The answer's tokens follow the prompt and attend to it. No edge of a circuit cov
 run, so an edge into a key or value of the prompt matters to them though it leads to no logits of the prompt.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from families import make_pairs, model_of
 
 import workbench as wb
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
-from workbench.engine.circuits import Circuits
+from workbench.discovery.criteria import Criteria
+from workbench.discovery.frontier import frontier
+from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.engine.counterfactuals import counterfactual_values
 from workbench.engine.resemblance import resemblance
 from workbench.engine.values import zero
+from workbench.evaluation.agreement import agreement, exchanged
+from workbench.evaluation.controls import controls
 from workbench.metrics.metric import metric
 from workbench.prompts.answers import padded_answers
 from workbench.prompts.pairs import PromptPairs
@@ -29,9 +35,13 @@ RIGHT, WRONG = [[[3, 4]], [[3, 8]], [[3, 2]], [[3, 5]]], [[[3, 6]], [[3, 1]], [[
 """Right and wrong answers begin alike, so nothing that is read at the end of the prompt tells them apart."""
 
 
-def answered() -> PromptPairs:
+SEVERAL = [[[3, 4], [5]], [[3, 8, 2]], [[3, 2], [3, 5]], [[6], [7, 1]]]
+"""Several right answers of different lengths: some follow their prompt, some are read at its end."""
+
+
+def answered(right: Sequence[Sequence[Sequence[int]]] = RIGHT) -> PromptPairs:
     pairs = make_pairs((6, 7, 6, 7))
-    return PromptPairs(pairs.clean, pairs.corrupt, padded_answers(RIGHT), padded_answers(WRONG))
+    return PromptPairs(pairs.clean, pairs.corrupt, padded_answers(right), padded_answers(WRONG))
 
 
 def corrupt_runs(model, pairs: PromptPairs) -> Circuits:
@@ -39,10 +49,12 @@ def corrupt_runs(model, pairs: PromptPairs) -> Circuits:
     return Circuits(model, Graph.of(model), pairs, value=value, metric=DIFF)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "neox"])
-def test_leaving_out_dead_ends_changes_nothing(family):
+@pytest.mark.parametrize(
+    ("family", "right"), [("gpt2", RIGHT), ("llama", RIGHT), ("neox", RIGHT), ("gpt2", SEVERAL)]
+)
+def test_leaving_out_dead_ends_changes_nothing(family, right):
     model = model_of(family)
-    runs = corrupt_runs(model, answered())
+    runs = corrupt_runs(model, answered(right))
     plain, drawn = Graph.of(model), np.random.default_rng(0).random((6, *runs.graph.exists.shape))
     masks = plain.exists & (drawn < np.linspace(0.05, 0.6, 6)[:, None, None])
     measured, scale = runs.measure(masks), np.abs(runs.full - runs.empty).mean()
@@ -118,3 +130,144 @@ def test_a_circuit_is_found_where_answers_begin_alike(strategy, tmp_path):
     runs = corrupt_runs(model, pairs)
     expected = (runs.measure(circuit.edges[None])[0] - runs.empty).mean() / (runs.full - runs.empty).mean()
     assert float(kept["faithfulness"][0]) == pytest.approx(expected, abs=1e-4)
+
+
+def both_runs(model, pairs: PromptPairs) -> dict[str, Circuits]:
+    """Runs with corrupt values, which leave the answers as they are, and with zero, which covers them."""
+    runs = {"corrupt": corrupt_runs(model, pairs)}
+    return runs | {"zero": Circuits(model, Graph.of(model), pairs, value=zero(), metric=DIFF)}
+
+
+def found(model, pairs: PromptPairs, runs: Circuits) -> Circuit:
+    scores = wb.score_edges(model, pairs, value=runs.value, metric=DIFF, method="eap", progress=False)
+    return wb.find_circuit(scores, n_edges=40)
+
+
+def test_runs_of_both_kinds_measure_the_same_in_either_order():
+    model, pairs = model_of("gpt2"), answered()
+    runs = both_runs(model, pairs)
+    back = dict(reversed(runs.items()))
+    assert graph_of_runs(runs).answers_attend
+    assert graph_of_runs(back).answers_attend
+    circuit = found(model, pairs, runs["corrupt"])
+    shared = {"criteria": Criteria(), "draws": 3, "progress": False}
+    tables = [controls(circuit, one, **shared).sel(ablation="corrupt") for one in (runs, back)]
+    xr.testing.assert_allclose(*tables, atol=1e-5)
+    assert tables[0].attrs["n_edges"] == circuit.n_edges, "no edge is a dead end where one run needs it"
+    order = np.argsort(-np.abs(np.nan_to_num(circuit.scores)), axis=None)
+    sizes = [frontier(order, [10, 40], one, Criteria())["n_pruned"].values.tolist() for one in (runs, back)]
+    assert sizes[0] == sizes[1] == [10, circuit.n_edges]
+
+
+def test_scores_of_several_values_keep_the_edges_that_one_of_them_needs():
+    model, pairs = model_of("gpt2"), answered()
+    corrupt = counterfactual_values(model, pairs)["corrupt"]
+    for values in ({"zero": zero(), "corrupt": corrupt}, {"corrupt": corrupt, "zero": zero()}):
+        scores = wb.score_edges(
+            model, pairs, value=values, metric=DIFF, method="eap", progress=False, budget=2**24
+        )
+        assert wb.find_circuit(scores, n_edges=40).graph.answers_attend
+
+
+def test_a_search_keeps_what_its_own_values_need_whatever_the_scores_were_made_with():
+    model, pairs = model_of("gpt2"), answered()
+    corrupt = counterfactual_values(model, pairs)["corrupt"]
+    scores = wb.score_edges(model, pairs, value=zero(), metric=DIFF, method="eap", progress=False)
+    assert not wb.find_circuit(scores, n_edges=80).graph.answers_attend
+    searched = wb.find_circuit(
+        scores, min_faithfulness=0.5, model=model, pairs=pairs, value=corrupt, metric=DIFF
+    )
+    assert searched.graph.answers_attend
+    kept = wb.evaluate(searched, model, pairs, value=corrupt, metric=DIFF, checks=(), progress=False)
+    assert float(kept["faithfulness"][0]) >= 0.5 - 1e-5
+
+
+def test_agreement_samples_the_edges_that_answers_read():
+    model, pairs = model_of("gpt2"), answered()
+    runs = corrupt_runs(model, pairs)
+    circuit = found(model, pairs, runs)
+    scores = wb.score_edges(model, pairs, value=runs.value, metric=DIFF, method="eap", progress=False)
+    swapped = exchanged(pairs)
+    restored = counterfactual_values(model, swapped)["corrupt"]
+    denoising = Circuits(model, circuit.graph, swapped, value=restored, metric=DIFF)
+    table = agreement(circuit, scores, {"corrupt": runs}, {"corrupt": denoising}, n_inside=8, n_outside=8)
+    assert table["n_all"].values.tolist() == [circuit.n_edges, circuit.graph.n_edges - circuit.n_edges]
+    inside = table["edge"].values[table["inside"].values]
+    for name in inside[:3]:
+        mask = runs.graph.exists.copy()
+        mask[runs.graph.index(name)] = False
+        lost = (runs.full - runs.measure(mask[None])[0]).mean()
+        measured = float(table["effect"].sel(direction="noising", ablation="corrupt", edge=name))
+        assert measured == pytest.approx(lost, abs=1e-5 * np.abs(runs.full).mean())
+
+
+def test_acdc_is_that_which_prunes_no_dead_end():
+    model, pairs = model_of("gpt2"), answered()
+    runs = corrupt_runs(model, pairs)
+    # Between the costs of two removals, so that rounding decides none.
+    threshold = 0.0237 * float(np.abs(runs.full - runs.empty).mean())
+    circuit = wb.acdc(model, pairs, value=runs.value, metric=DIFF, threshold=threshold, progress=False)
+    edges, kept = runs.graph.exists.copy(), float(runs.full.mean())
+    for reader in reversed(range(len(runs.graph.readers))):
+        for writer in reversed(np.flatnonzero(edges[:, reader]).tolist()):
+            without = edges.copy()
+            without[writer, reader] = False
+            measured = float(runs.measure(without[None])[0].mean())
+            if kept - measured < threshold:
+                edges, kept = without, measured
+    assert (circuit.edges == runs.graph.prune(edges)).all()
+    assert circuit.n_edges > Graph.of(model).prune(edges).sum()
+
+
+def test_learned_circuits_keep_the_edges_that_answers_read():
+    model, pairs = model_of("gpt2"), answered()
+    runs = corrupt_runs(model, pairs)
+    circuit = wb.learn_circuit(
+        model, pairs, value=runs.value, metric=DIFF, n_edges=80, steps=30, restarts=0, progress=False
+    )
+    missed = np.abs(runs.measure(circuit.edges[None])[0] - runs.full).mean()
+    assert circuit.n_edges > Graph.of(model).prune(circuit.edges).sum()
+    assert missed < 0.6 * np.abs(runs.empty - runs.full).mean()
+
+
+def test_a_circuit_of_nodes_is_the_model_with_the_others_patched_in_the_prompt():
+    model, pairs = model_of("gpt2"), answered()
+    runs = corrupt_runs(model, pairs)
+    scores = wb.score_nodes(model, pairs, value=runs.value, metric=DIFF, progress=False)
+    circuit = wb.find_circuit(scores, n_nodes=5)
+    kept = {
+        name for name in circuit.graph.writers if bool(circuit.edges[circuit.graph.writer_index[name]].any())
+    }
+    assert len(kept - {"input"}) == 5
+    expected = []
+    for i in range(len(pairs)):
+        length = int(pairs.clean.lengths[i])
+        clean, corrupt = (side.tokens[i : i + 1, :length] for side in (pairs.clean, pairs.corrupt))
+        _, cache = model.run_with_cache(corrupt)
+
+        def patch(acts, hook, cache=cache, length=length):
+            layer = int(hook.name.split(".")[1])
+            acts = acts.clone()
+            if hook.name.endswith("hook_mlp_out"):
+                if f"m{layer}" not in kept:
+                    acts[:, :length] = cache[hook.name]
+                return acts
+            for head in range(model.cfg.n_heads):
+                if f"a{layer}.{head}" not in kept:
+                    acts[:, :length, head] = cache[hook.name][:, :, head]
+            return acts
+
+        names = [
+            f"blocks.{layer}.{kind}"
+            for layer in range(model.cfg.n_layers)
+            for kind in ("attn.hook_z", "hook_mlp_out")
+        ]
+        logprobs = []
+        for answer in (pairs.answers[i, 0].tolist(), pairs.wrong[i, 0].tolist()):
+            tokens = torch.cat((clean, torch.tensor([answer[:-1]])), 1)
+            with torch.no_grad():
+                logits = model.run_with_hooks(tokens, fwd_hooks=[(name, patch) for name in names])
+            steps = logits[0, length - 1 :].log_softmax(-1)
+            logprobs.append(float(sum(step[token] for step, token in zip(steps, answer, strict=True))))
+        expected.append(logprobs[0] - logprobs[1])
+    assert runs.measure(circuit.edges[None])[0] == pytest.approx(expected, abs=1e-4)

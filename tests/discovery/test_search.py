@@ -138,7 +138,7 @@ def test_greedy_passes_by_what_is_strong_and_leads_nowhere():
         assert find_circuit(scores, n_edges=2).n_edges == 0, "dead ends alone"
     assert [str(one.message) for one in said] == [
         "find_circuit: 2 edges were chosen and 0 are left: the others are dead ends, on no path from input to "
-        "logits. strategy='greedy' grows the circuit from the logits instead; or choose more edges."
+        "logits. strategy='greedy' grows the circuit from the outputs instead; or choose more edges."
     ]
     assert said[0].filename == __file__
     grown = find_circuit(scores, n_edges=2, strategy="greedy", by="signed")

@@ -186,9 +186,16 @@ def test_prompts_on_which_the_circuit_does_nothing_are_in_the_headline():
 
 def test_faithfulness_above_one_is_explained_by_its_interval():
     beyond = discovery_run({"swap": {"faithfulness": 1.04, "low": 1.02, "high": 1.06}})
-    assert "goes further than the model: what works against it is left out." in headline(beyond)
+    assert (
+        "That faithfulness is above 1 against swap means that the circuit moves the metric further than the whole model "
+        "does" in headline(beyond)
+    )
     within = discovery_run({"swap": {"faithfulness": 1.02, "low": 0.98, "high": 1.06}})
-    assert "its interval holds 1: it is not known to go further than the model." in headline(within)
+    assert "above 1 against swap may be chance: the interval does not exclude 1." in headline(within)
+    unknown = discovery_run(
+        {"swap": {}}, others={"zero": {"faithfulness": 1.2, "low": np.nan, "high": np.nan}}
+    )
+    assert "above 1 with zero values may be chance" in headline(unknown)
 
 
 def test_what_was_left_out_before_and_twins_are_told():
@@ -197,6 +204,10 @@ def test_what_was_left_out_before_and_twins_are_told():
     assert "The prompts are the 64 of 128 that the model gets right" in headline(run)
     run.evaluation.attrs |= {"most_alike": "swap and abc", "likeness": 0.999}
     assert title_of(run).startswith("Circuit of the difference")
+    assert "hardly two counterfactuals" in headline(run)
+    failing = discovery_run({"swap": BAD, "abc": BAD})
+    failing.evaluation.attrs |= {"most_alike": "swap and abc", "likeness": 0.999}
+    assert "better than the others" not in headline(failing), "twins carry the same difference"
 
 
 def test_nothing_is_judged_where_the_metric_does_not_change():

@@ -92,8 +92,9 @@ class Circuit:
         """A circuit of these edges, dead ends pruned. A warning says so where that is more than half of them.
 
         Args:
-            model_or_shape: a model, a `Shape`, or a `Graph`, which may have positions and neurons; for answers of
-                several tokens `Graph.of(model, answers_attend=True)`, where edges into keys and values stay.
+            model_or_shape: a model, a `Shape`, or a `Graph`, which may have positions and neurons. For answers
+                of several tokens give `Graph.of(model, answers_attend=True)`: without it, edges into keys and
+                values that lead to no logits are left out.
             edges: bool [(pos,) writer, reader] in graph order; or edges, or their string forms
                 `a9.9->a10.7<q>`.
             scores, attrs, prompt_ids, labels: as in the attributes of a circuit.
@@ -119,8 +120,8 @@ class Circuit:
         n_requested, left = int(chosen.sum()), graph.prune(chosen)
         if mostly_dead_ends(n_requested, int(left.sum())):
             warn(
-                f"Of {n_requested:,} edges of this circuit {int(left.sum()):,} are left: the others are dead ends, "
-                "on no path from input to logits. A head needs an edge into it and one out of it."
+                f"Of {n_requested:,} edges of this circuit {int(left.sum()):,} are left: the others are "
+                f"{dead_ends_text(graph)}. A head needs an edge into it and one out of it."
             )
         return cls(graph, left, scores, n_requested, attrs or {}, prompts, roles)
 
@@ -136,7 +137,7 @@ class Circuit:
     ) -> "Circuit":
         """The circuit of every edge between these components (`a9.9`, `m3`, `m3:113`).
 
-        Input and logits are always in.
+        Input and logits are always in; where answers attend to the prompt, every edge into a key or value too.
 
         Raises:
             CircuitError: a component that the graph does not have.
@@ -152,7 +153,8 @@ class Circuit:
         check_known(wanted, known, "node", "Nodes: a9.6, m3, m3:113.")
         writers = [not wanted.isdisjoint((name, mlp_of(name))) for name in graph.writers]
         readers = [not wanted.isdisjoint((*components(graph, name), mlp_of(name))) for name in graph.readers]
-        return cls.of(graph, graph.exists & np.outer(writers, readers), attrs=attrs, labels=labels)
+        between = graph.exists & np.outer(writers, graph.is_output | readers)
+        return cls.of(graph, between, attrs=attrs, labels=labels)
 
     @classmethod
     @checked
@@ -325,6 +327,7 @@ class Circuit:
                 del agreed[key]
         return replace(
             self._subset(operation(self.edges, other.edges)),
+            graph=self.graph.joined(other.graph),
             attrs=agreed,
             prompt_ids=self.prompt_ids | other.prompt_ids,
             labels={**other.labels, **self.labels},
@@ -346,7 +349,10 @@ class Circuit:
 
     @property
     def pruned(self) -> "Circuit":
-        """The circuit without dead ends: what runs when it is evaluated."""
+        """The circuit without the dead ends of its graph.
+
+        `evaluate` runs no dead ends either; what is one there depends on the value and the answers too.
+        """
         return replace(self, edges=self.graph.prune(self.edges))
 
     @property
@@ -488,6 +494,14 @@ class Circuit:
 def mostly_dead_ends(n_chosen: int, n_left: int) -> bool:
     """Whether pruning took more than half of the edges that were chosen."""
     return n_left < n_chosen / 2
+
+
+def dead_ends_text(graph: Graph) -> str:
+    """What dead ends are in a graph, in words."""
+    text = "dead ends, on no path from input to logits"
+    if graph.answers_attend:
+        text += " or to a key or value, which the answer reads"
+    return text
 
 
 def _graph_of(model_or_graph: Model | Shape | Graph) -> Graph:

@@ -178,8 +178,8 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
         differ = differences(Graph(a.graph.shape), Graph(b.graph.shape), "b")
         raise CircuitError(f"compare: the circuits are for different graphs. They differ in {differ}.")
     # On one graph, so that set algebra takes both; sizes that decide no edge are those of `a`.
-    on_same_graph = replace(two, graph=one.graph)
-    return Comparison(one, on_same_graph, collapsed)
+    graph = one.graph.joined(two.graph)
+    return Comparison(replace(one, graph=graph), replace(two, graph=graph), collapsed)
 
 
 def _counts(circuit: Circuit, side: Literal["reader", "writer"]) -> Counter[str]:

@@ -60,10 +60,10 @@ class Graph:
         positions: the classes of tokens that edges are told apart by, `rest` last; None: an edge means every
             position, and matrices have no position axis. A token at several of them belongs to the first.
         neurons: the layers whose MLP is split into neurons.
-        answers_attend: whether answers of several tokens follow the prompt, and no circuit covers them. Their
-            tokens attend to the prompt, so that every key and value of it leads to the output, and no edge into
-            one is a dead end. It decides what `prune` leaves, not which edges there are: graphs that differ in
-            it are equal.
+        answers_attend: whether answers of several tokens follow the prompt and are left as they are by every
+            circuit. Their tokens attend to the prompt, so that each key and value of the prompt leads to the
+            output, and no edge into one is a dead end. It decides what `prune` leaves, not which edges there
+            are: graphs that differ in it are equal.
     """
 
     shape: Shape
@@ -142,6 +142,11 @@ class Graph:
             if position != REST and position not in named:
                 named.append(position)
         return cls(shape, (*named, REST), layers, answers_attend)
+
+    def joined(self, *others: "Graph") -> "Graph":
+        """This graph, in which a dead end is one in all of these: answers attend where they do in any of them."""
+        graphs = (self, *others)
+        return replace(self, answers_attend=any(graph.answers_attend for graph in graphs))
 
     @classmethod
     def from_dict(cls, facts: Mapping[str, Any]) -> "Graph":
@@ -279,9 +284,9 @@ class Graph:
             yield Edge(self.writers[writer], self.readers[reader], position)
 
     def prune(self, edges: np.ndarray) -> np.ndarray:
-        """The edges that lie on a path from `input` to `logits`: dead ends are removed until none is left.
+        """The edges on a path from `input` to an output: dead ends are removed until none is left.
 
-        Where answers attend to the prompt, a path may end at any key or value too.
+        An output is `logits` and, where answers attend to the prompt, any key or value (`is_output`).
         A head is live when something reads it and something enters its q or its group's k or v, or, where
         queries and keys are normed over all heads, any head's q or k. With positions, it is live at the
         position of its query; keys and values enter at any position that the query may see. `edges` is bool
@@ -317,12 +322,12 @@ class Graph:
         return edges
 
     def between(self, writers: np.ndarray) -> np.ndarray:
-        """The edges between some components, `input` and `logits` included.
+        """The edges between some components, `input` and the outputs (`is_output`) included.
 
         bool [..., (pos,) writer, reader], from bool [..., writer].
         """
         inside = writers | self._is_input
-        read = inside @ (self._decides | self._decides_other_positions).T | self._is_logits
+        read = inside @ (self._decides | self._decides_other_positions).T | self.is_output
         edges = inside[..., :, None] & read[..., None, :]
         if self.positions is not None:
             edges = edges[..., None, :, :]  # the same nodes at each position: [..., pos, writer, reader]

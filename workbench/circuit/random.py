@@ -1,6 +1,6 @@
 """Random circuits of a given size: what a circuit must beat.
 
-Random edges are a weak opponent: hardly any of them lie on a path from the input to the logits, and after
+Random edges are a weak opponent: hardly any of them lie on a path from the input to an output, and after
 pruning such a circuit is mostly empty. Random *paths* are the hard one: pruning leaves all of their edges, so
 that a circuit that beats them beats something that runs. `random_circuits` draws both, `relocated` moves a
 circuit to other heads. No model is run.
@@ -29,7 +29,7 @@ def random_circuits(
     Args:
         n_edges: of each circuit. With `paths`, at most: a few less where no edge can be added to what is
             there.
-        paths: False: sets of edges, all as likely. True: complete paths from the logits back to `input` are
+        paths: False: sets of edges, all as likely. True: complete paths from an output back to `input` are
             drawn (each reader gets a uniform writer; a head its query, and its key or value), as long as they
             fit; the rest are random edges between what is live by then. `prune` leaves all of it.
         within: bool [(pos,) writer, reader], the edges to draw from; None: all.
@@ -111,7 +111,7 @@ def add_path(
     allowed: np.ndarray | None = None,
     most: int | None = None,
 ) -> np.ndarray:
-    """The circuit with one more complete path from `input` to the logits.
+    """The circuit with one more complete path from `input` to an output (`Graph.is_output`).
 
     Unchanged where the draw did not lead to one.
 
@@ -130,9 +130,9 @@ def add_path(
     edges = circuit.reshape(-1, *circuit.shape[-2:]).copy()
     n_positions = len(choices)
     # Drawn backwards from an output, so that every reader (position, index) in it is on a path to one.
-    output = len(graph.readers) - 1
-    if graph.answers_attend:
-        output = int(rng.choice(np.flatnonzero(graph.is_output)))
+    outputs = np.flatnonzero(graph.is_output)
+    # Where `logits` is the only one nothing is drawn, so that the draws of a seed stay what they were.
+    output = int(outputs[0] if len(outputs) == 1 else rng.choice(outputs))
     open_readers = [(int(rng.integers(n_positions)), output)]
     count = int(edges.sum())
     while open_readers:

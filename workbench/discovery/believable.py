@@ -14,7 +14,7 @@ from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import BEYOND, frontier, grid_of_sizes, smallest_passing
 from workbench.discovery.ranking import first_edges
 from workbench.discovery.refine import Mask, cut_finer, is_large, pruned
-from workbench.engine.circuits import Circuits
+from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.errors import UnknownName
 
 REFINEMENTS = ("prune",)
@@ -66,7 +66,7 @@ def by_criteria(
     """
     if refine is not None and refine not in REFINEMENTS:
         raise UnknownName("refine", refine, REFINEMENTS)
-    graph = next(iter(runs.values())).graph
+    graph = graph_of_runs(runs)
     sizes = grid_of_sizes(graph.n_edges, criteria.at_most)
     measured = frontier(order, sizes, runs, criteria, level=level, seed=seed, progress=progress)
     size = smallest_passing(measured)

@@ -46,7 +46,8 @@ class Criteria:
             |m_full - m_empty|. A mean alone can hide half of the prompts: those whose corruption changes little.
         kl_recovered: (c) the least 1 - KL(full, C) / KL(full, empty).
         answers_kept: (d) the least share of the model's right answers that the circuit gives too.
-        same_choice: (d) the least share of prompts with the model's first choice.
+        same_choice: (d) the least share of prompts with the model's first choice (of answers of several tokens, at
+            each of them).
         at_most: the largest share of the graph's edges that still counts as a circuit.
 
     Raises:

@@ -14,7 +14,7 @@ from jaxtyping import Bool
 
 from workbench.discovery.criteria import LETTERS, SURE, Criteria
 from workbench.discovery.ranking import first_edges
-from workbench.engine.circuits import Circuits
+from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.engine.resemblance import MEASURES, resemblance
 from workbench.statistics import central
 from workbench.text import progress_bar
@@ -65,7 +65,7 @@ def frontier(
         over (ablation,) `m_full`, `m_empty` (means). attrs: the bounds of the criteria, and `largest`, the size up
         to which a circuit counts.
     """
-    graph = next(iter(runs.values())).graph
+    graph = graph_of_runs(runs)
     masks = [graph.prune(first_edges(graph, order, size)) for size in sizes]
     measured = measure_against(
         np.stack(masks), runs, criteria, sure=SURE, level=level, seed=seed, progress=progress

@@ -14,7 +14,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.arguments import checked
-from workbench.circuit.circuit import Circuit, mostly_dead_ends
+from workbench.circuit.circuit import Circuit, dead_ends_text, mostly_dead_ends
 from workbench.circuit.graph import Graph
 from workbench.discovery.gates import Gates, train
 from workbench.discovery.gradient_scores import gradient_scores
@@ -70,7 +70,7 @@ def learn_circuit(
     (approached linearly over the first half of the steps). Gates are sampled anew each step.
 
     Of every training, and of the scores that it starts from, the best gates make a circuit in up to three
-    ways (the first n; as many as leave n without dead ends; grown from the logits). The circuit with the
+    ways (the first n; as many as leave n without dead ends; grown from the outputs). The circuit with the
     lowest loss on the prompts is returned. There is a warning where that is no better than the empty circuit,
     keeps less than half of the way from the empty circuit's loss to the model's, or is mostly dead ends.
 
@@ -310,5 +310,5 @@ def _warn_of(circuit: Circuit, best: _Cut, losses: _Losses) -> None:
     if best.gates.on == "edges" and mostly_dead_ends(circuit.n_requested, circuit.n_edges):
         warn(
             f"learn_circuit: {circuit.n_requested:,} edges were asked for and {circuit.n_edges:,} are left: the "
-            f"others are dead ends, on no path from input to logits. {cure}"
+            f"others are {dead_ends_text(circuit.graph)}. {cure}"
         )

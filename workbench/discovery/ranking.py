@@ -1,4 +1,4 @@
-"""Edges in order: the best first, or as a circuit grows from the logits.
+"""Edges in order: the best first, or as a circuit grows from the outputs.
 
 `best_first` and `grown` return flat indices, of which `first_edges` makes a circuit's matrix. What ranks them
 does not matter here.
@@ -25,7 +25,7 @@ def first_edges(graph: Graph, order: np.ndarray, n: int) -> np.ndarray:
 
 
 def grown(graph: Graph, rank: np.ndarray, n: int) -> np.ndarray:
-    """Flat indices of edges in the order in which a circuit grows from the logits (see `Graph.is_output`)."""
+    """Flat indices of edges in the order in which a circuit grows from the outputs (`Graph.is_output`)."""
     order: list[int] = []
     flat = np.arange(graph.exists.size).reshape(graph.exists.shape)
     inside = np.zeros(len(graph.readers), dtype=bool)

@@ -35,7 +35,7 @@ from workbench.circuit.graph import Graph
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import keeping
 from workbench.discovery.ranking import first_edges
-from workbench.engine.circuits import Circuits
+from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.text import progress_bar
 
 SHARES = (0.1, 0.25, 0.5)
@@ -88,7 +88,7 @@ def cut_finer(
     Returns:
         The circuit, pruned of dead ends.
     """
-    graph = next(iter(runs.values())).graph
+    graph = graph_of_runs(runs)
     mask = graph.prune(first_edges(graph, order, size))
     # From above, up to the first that fails: a smaller one could hold again only by luck.
     for n_edges in np.geomspace(size, below, FINER + 2)[1:-1].astype(int):
@@ -122,7 +122,7 @@ def pruned(
     Returns:
         The circuit, pruned of dead ends: the given one, where nothing can be left out.
     """
-    graph = next(iter(runs.values())).graph
+    graph = graph_of_runs(runs)
     with progress_bar(rounds, "prune", "round", shown=progress) as bar:
         for _ in range(rounds):
             n_edges = int(mask.sum())
@@ -194,11 +194,10 @@ def measured_steps(mask: Mask, runs: Mapping[str, Circuits]) -> EdgeSteps:
     inside = np.flatnonzero(mask)
     without = np.repeat(mask[None], len(inside) + 1, axis=0)
     without.reshape(len(without), -1)[np.arange(len(inside)), inside] = False
+    masks = np.concatenate([np.zeros_like(mask)[None], graph_of_runs(runs).prune(without)])
     tables, residuals = [], []
     for one in runs.values():
-        empty, *left, whole = one.measure(
-            np.concatenate([np.zeros_like(mask)[None], one.graph.prune(without)])
-        )
+        empty, *left, whole = one.measure(masks)
         scale = float(np.abs(one.full - empty).mean()) * np.sqrt(len(whole) * len(runs))
         table = np.zeros((mask.size, len(whole)))
         table[inside] = (whole - np.stack(left)) / scale

@@ -19,7 +19,7 @@ from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.discovery.exact import conditional_scores, exact_scores
 from workbench.discovery.gradient_scores import INTEGRATED, gradient_scores
-from workbench.discovery.score_arrays import check_finite_scores
+from workbench.discovery.score_arrays import check_finite_scores, graph_in_attrs
 from workbench.discovery.score_table import ScoreTable, labelled
 from workbench.discovery.settled import settled_scores
 from workbench.engine.circuits import Circuits
@@ -199,7 +199,9 @@ def _side_by_side(by_name: Mapping[str, xr.DataArray]) -> xr.DataArray:
     ids = dict.fromkeys(" ".join(str(one.attrs["prompt_ids"]) for one in by_name.values()).split())
     described = ", ".join(str(one.attrs["value"]) for one in by_name.values())
     joined = joined.assign_coords(ablation=list(by_name))
-    return joined.assign_attrs(value=described, prompt_ids=" ".join(ids))
+    first, *others = (graph_in_attrs(one) for one in by_name.values())
+    graph = json.dumps(first.joined(*others).to_dict())
+    return joined.assign_attrs(value=described, prompt_ids=" ".join(ids), graph=graph)
 
 
 def _check_one_token(method: str, metric: Metric) -> None:

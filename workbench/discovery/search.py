@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.arguments import checked
-from workbench.circuit.circuit import Circuit, mostly_dead_ends
+from workbench.circuit.circuit import Circuit, dead_ends_text, mostly_dead_ends
 from workbench.circuit.graph import Graph
 from workbench.discovery.believable import CriteriaSearch, by_criteria
 from workbench.discovery.criteria import MIN_PROMPTS, USUAL_PROMPTS, Criteria
@@ -32,6 +32,7 @@ from workbench.discovery.score_arrays import (
     supporting,
 )
 from workbench.discovery.scored_runs import runs_by_name, runs_of, smallest_size
+from workbench.engine.circuits import graph_of_runs
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, NoCircuit, NotFinite, PromptError, UnknownName, unwarned, warn
 from workbench.metrics.metric import Metric
@@ -85,9 +86,9 @@ def find_circuit(
         by: "magnitude" ranks by the size of a score: edges that oppose the behaviour are part of what the
             model does. "signed" asks another question, what supports the behaviour: without the edges that
             oppose it such a circuit can exceed the model.
-        strategy: "top" takes the best edges wherever they are; "greedy" grows from the logits and always adds
-            the best edge into a node that is there already (not with `threshold`), so every edge has a path
-            to the logits.
+        strategy: "top" takes the best edges wherever they are; "greedy" grows from the outputs
+            (`Graph.is_output`) and always adds the best edge into a node that is there already (not with
+            `threshold`), so every edge has a path to one.
         model, pairs: for `min_faithfulness` and `criteria`. Choose on prompts that made no scores, and report
             numbers of a third set: the prompts that chose a circuit flatter it.
         value, metric: for the same; None takes those of the scores. For `criteria` several values by name:
@@ -176,6 +177,8 @@ def find_circuit(
             accepting=accepting,
             progress=progress,
         )
+        # Runs with other values than the scores' may have fewer dead ends.
+        graph = graph.joined(graph_of_runs(several))
         return chosen_on(pairs, _believable(scores, graph, search, criteria, values, by))
     if n_edges is None:
         assert min_faithfulness is not None
@@ -184,6 +187,7 @@ def find_circuit(
         runs = runs_of(scores, graph, min_faithfulness, model, pairs, value, metric, budget)
         n_edges = smallest_size(runs, order, min_faithfulness)
         assert pairs is not None  # without them there are no runs
+        graph = graph.joined(runs.graph)
         circuit = _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
         return chosen_on(pairs, circuit)
     return _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
@@ -219,8 +223,8 @@ def _check_enough(*sets: PromptPairs) -> None:
     n_copies = sum(len(pairs) - len(set(pairs.clean.ids)) for pairs in sets)
     if n_copies:
         warn(
-            f"find_circuit: {n_copies} of {sum(map(len, sets))} pairs repeat the clean prompt of an earlier one. Each counts "
-            "as a prompt, so intervals are narrower than those of as many different prompts."
+            f"find_circuit: {n_copies} of {sum(map(len, sets))} pairs repeat the clean prompt of an earlier one. "
+            "Each counts as a prompt, so intervals are narrower than those of as many different prompts."
         )
     if fewest < USUAL_PROMPTS:
         warn(
@@ -306,7 +310,7 @@ def _circuit_of(
     if mostly_dead_ends(circuit.n_requested, circuit.n_edges):
         warn(
             f"find_circuit: {circuit.n_requested:,} edges were chosen and {circuit.n_edges:,} are left: the others "
-            "are dead ends, on no path from input to logits. strategy='greedy' grows the circuit from the "
-            "logits instead; or choose more edges."
+            f"are {dead_ends_text(graph)}. strategy='greedy' grows the circuit from the outputs instead; or choose "
+            "more edges."
         )
     return circuit

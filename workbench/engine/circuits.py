@@ -5,7 +5,7 @@ circuits; a `CircuitBatch` is some of the prompts, prepared once for all of them
 what a measurement is used for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -72,7 +72,7 @@ class CircuitBatch:
             self._further[metric] = Readout(metric, self.pairs, self.walk.base, tile=self.tile)
         return self._further[metric]
 
-    def read_also(self, metric: Metric, stream: Float[Tensor, "example pos d_model"]) -> Tensor:
+    def measured_by(self, metric: Metric, stream: Float[Tensor, "example pos d_model"]) -> Tensor:
         """[example]: another metric of a stream after the last block, read at `END` or along the answer."""
         assert self.walk is not None
         readout = self.further(metric)
@@ -112,7 +112,7 @@ class CircuitBatch:
         """The metric of the logits of a run with hooks."""
         return metric(metric.read(logits, self.pairs.clean), self.pairs, self.logits)
 
-    def hooked_also(
+    def hooked_by(
         self, metric: Metric, logits: Float[Tensor, "example pos vocab"], model: Any
     ) -> Float[Tensor, "example"]:
         """Another metric of the logits of a run with hooks, read at `END` or along the answer."""
@@ -244,14 +244,14 @@ class Circuits:
         """[example]: the metric of the circuit without an edge."""
         return self.measure(np.zeros((1, *self.graph.exists.shape), dtype=bool))[0]
 
-    def full_at_end(self, metric: Metric) -> np.ndarray:
-        """[example]: another metric of the clean run, read at `END`."""
+    def full_by(self, metric: Metric) -> np.ndarray:
+        """[example]: another metric of the clean run, read at `END` or along the answer."""
         measured = []
         with torch.no_grad(), self.located():
             for batch in self._batches:
                 if batch.walk is None:
                     logits = forward(self.model, batch.pairs.clean).logits
-                    measured.append(batch.hooked_also(metric, logits, self.model))
+                    measured.append(batch.hooked_by(metric, logits, self.model))
                 else:
                     readout = batch.further(metric)
                     measured.append(readout.measure(readout.base_logits))
@@ -331,11 +331,11 @@ class Circuits:
         rows = []
         if batch.walk is None:
             for logits in circuit_logits(self.model, self.graph, keep, batch.bound):
-                others = [batch.hooked_also(metric, logits, self.model) for metric in further]
+                others = [batch.hooked_by(metric, logits, self.model) for metric in further]
                 rows.append(torch.stack([batch.hooked(self.metric, logits), *others]))
         else:
             for stream in batch.walk.streams(keep):
-                others = [batch.read_also(metric, stream) for metric in further]
+                others = [batch.measured_by(metric, stream) for metric in further]
                 rows.append(torch.stack([batch.measured(stream), *others]))
         return torch.stack(rows, 1)
 
@@ -392,6 +392,16 @@ class Circuits:
         reads_logits = self.metric.needs_reference or places is None
         logits = readout.base_logits if reads_logits else None
         return CircuitBatch(examples, pairs, weight, bound, walk, readout, logits, tile)
+
+
+def graph_of_runs(runs: Mapping[str, Circuits]) -> Graph:
+    """The graph of runs on the same edges; a dead end in it is one in all of them.
+
+    With answers of several tokens they differ in that: runs with zero values cover the answers, runs with corrupt
+    values do not (see `Graph.answers_attend`).
+    """
+    first, *others = (one.graph for one in runs.values())
+    return first.joined(*others)
 
 
 def _distinct(circuits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

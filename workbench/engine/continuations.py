@@ -57,10 +57,11 @@ def answer_attrs(rows: Expansion, value: Value, sites: Iterable[Site] = ()) -> d
 
 def answers_attend(rows: Expansion, value: Value) -> bool:
     """Whether tokens of answers, which the value does not cover, follow a prompt (see `Graph`)."""
-    pairs = rows.examples
-    return (
-        not rows.plain and not value.covers_answers and max(pairs.answers.shape[2], pairs.wrong.shape[2]) > 1
-    )
+    if rows.plain or value.covers_answers:
+        return False
+    # A row of an answer of one token is the prompt alone.
+    prompts = rows.examples.clean.lengths[rows.owner]
+    return bool((rows.pairs.clean.lengths > prompts).any())
 
 
 _FIELD = {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}

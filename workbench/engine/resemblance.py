@@ -67,11 +67,11 @@ class Resemblance:
 
     Attributes:
         metric: of the circuits; `full` of the model, `empty` of the circuit without an edge.
-        kl: KL(model || circuit) over the vocabulary, in nats, at `END`, or summed over the tokens of the first right
-            answer where answers have several; `kl_empty` of the empty circuit.
+        kl: KL(model || circuit) over the vocabulary, in nats, at `END`; where the metric reads answers of several
+            tokens, the sum over those of the first right answer. `kl_empty` of the empty circuit.
         right: whether the right answer is above the wrong one; None where pairs do not say what is wrong.
         full_right: the same of the model.
-        same_choice: whether the most likely token is that of the model; of answers of several tokens at each.
+        same_choice: whether the most likely token is that of the model; of answers of several tokens, at each.
     """
 
     metric: Float[np.ndarray, "circuit example"]
@@ -118,7 +118,9 @@ class Resemblance:
             measured = {
                 "faithfulness": (mean(self.metric) - mean(self.empty)) / gap,
                 "error": mean(np.abs(self.metric - self.full)) / scale,
-                "prompts_near": np.where(is_gap, mean(self._near.astype(float)), np.nan),
+                "prompts_near": np.where(
+                    is_gap, mean(near_model(self.metric, self.full, self.empty).astype(float)), np.nan
+                ),
                 "r": self._correlation(mean),
                 "kl_recovered": 1 - mean(self.kl) / kl_gap,
                 "answers_kept": np.full((len(weights), len(self.metric)), np.nan),
@@ -128,13 +130,6 @@ class Resemblance:
                 kept = mean((self.right & self.full_right).astype(float))
                 measured["answers_kept"] = kept / mean(self.full_right.astype(float))
         return measured
-
-    @property
-    def _near(self) -> Bool[np.ndarray, "circuit example"]:
-        """Whether a circuit is nearer to the model than `NEAR_SHARE` of the prompt's own gap."""
-        # Where a prompt's gap is rounding, so is what a right circuit misses.
-        rounding = 1e-6 * (np.abs(self.full) + np.abs(self.empty))
-        return np.abs(self.metric - self.full) <= NEAR_SHARE * np.abs(self.full - self.empty) + rounding
 
     def _correlation(self, mean) -> np.ndarray:
         """[draw, circuit]: r over prompts; NaN where the model or the circuit is the same on all of them."""
@@ -166,6 +161,17 @@ class Resemblance:
         return self.measures(weights)
 
 
+def near_model(metric: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
+    """Where a metric of circuits is nearer to the model's than `NEAR_SHARE` of the prompt's own gap.
+
+    Args:
+        metric: of circuits; `full` of the model and `empty` of no edge, prompt by prompt.
+    """
+    # Where a prompt's gap is rounding, so is what a right circuit misses.
+    rounding = 1e-6 * (np.abs(full) + np.abs(empty))
+    return np.abs(metric - full) <= NEAR_SHARE * np.abs(full - empty) + rounding
+
+
 def resemblance(
     runs: Circuits, circuits: Bool[np.ndarray, "circuit *pos_class writer reader"], *, progress: bool = False
 ) -> Resemblance:
@@ -182,7 +188,7 @@ def resemblance(
     metric, kl, same_choice, *accurate = runs.measure_with(masks, further, progress=progress)
     right = full_right = None
     if is_readable:
-        right, full_right = accurate[0][1:] > 0, runs.full_at_end(accuracy) > 0
+        right, full_right = accurate[0][1:] > 0, runs.full_by(accuracy) > 0
     elif runs.pairs_metric is BUILT_IN["sequence_logprob_diff"]:
         # Of answers of several tokens the metric is the right one's log-probability minus the wrong one's.
         right, full_right = metric[1:] > 0, runs.full > 0

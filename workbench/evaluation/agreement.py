@@ -24,7 +24,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.exact import lost_without
 from workbench.discovery.score_arrays import finite_matrix_of, graph_of, joint_scores
-from workbench.engine.circuits import Circuits
+from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.errors import CircuitError, MetricError
 from workbench.evaluation.controls import check_graph_of_runs
 from workbench.models.calls import model_call
@@ -143,7 +143,7 @@ def agreement(
             f"agreement: the scores are of another graph: {graph_of(joint)}; the circuit has {circuit.graph}."
         )
     strength = np.abs(finite_matrix_of(joint, circuit.graph, "agreement"))
-    sample = _sample(next(iter(noising.values())).graph, circuit, n_inside, n_outside, seed)
+    sample = _sample(graph_of_runs(noising), circuit, n_inside, n_outside, seed)
     names = list(noising)
     # [direction][ablation]
     effects: list[list[_Effects]] = []

@@ -20,7 +20,7 @@ from workbench.circuit.random import random_circuits, relocated
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import holds_all, measure_against
 from workbench.discovery.score_arrays import graph_of, joint_scores, matrix_of
-from workbench.engine.circuits import Circuits
+from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.errors import CircuitError
 from workbench.models.calls import model_call
 from workbench.results import clean_attrs
@@ -118,7 +118,7 @@ def controls(
         raise CircuitError(
             f"controls: other= is a circuit of another graph: {other.graph}; this one has {circuit.graph}."
         )
-    graph = next(iter(runs.values())).graph
+    graph = graph_of_runs(runs)
     own = graph.prune(circuit.edges)
     n_kept = min(KEPT, int(own.sum()) // 2)
     by_name = {OTHER_HEADS: _other_heads(graph, own, draws, seed)}

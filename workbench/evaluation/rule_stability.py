@@ -19,7 +19,7 @@ from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import BEYOND, grid_of_sizes, keeping, measure_against
 from workbench.discovery.score_arrays import finite_matrix_of, graph_of, joint_scores
 from workbench.discovery.search import best_first, first_edges
-from workbench.engine.circuits import Circuits
+from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.errors import CircuitError
 from workbench.evaluation.curves import mean_jaccard
 from workbench.models.calls import model_call
@@ -105,6 +105,8 @@ def rule_stability(
                 f"rule_stability: the runs against {name!r} are of another graph: {one.graph}; the scores have "
                 f"{graph}."
             )
+    # What is a dead end the runs decide: they may have other values than the scores.
+    graph = graph_of_runs(runs)
     if near is not None and not 0 < near <= graph.n_edges:
         raise CircuitError(f"rule_stability: near={near}; this graph has {graph.n_edges} edges.")
     grid = grid_of_sizes(graph.n_edges, criteria.at_most)

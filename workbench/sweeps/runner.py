@@ -265,8 +265,8 @@ def _check_nothing_left_behind(
     if before.bos != requested.bos:
         # Rows do not say it, so means over them would mix both.
         raise SweepError(
-            f"The sweep in {str(folder)!r} has bos={before.bos}, and the new spec bos={requested.bos}: prompts with and "
-            "without BOS cannot be told apart in one table. Choose another folder."
+            f"The sweep in {str(folder)!r} has bos={before.bos}, and the new spec bos={requested.bos}: prompts with "
+            "and without BOS cannot be told apart in one table. Choose another folder."
         )
     # Planning imports the code of the metrics that the folder's file names and this call does not.
     check_trusted(set(before.metrics) - set(requested.metrics), trust=trust)

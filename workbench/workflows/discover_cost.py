@@ -18,6 +18,7 @@ from workbench.discovery.ranking import first_edges
 from workbench.discovery.refine import FEW as FEW_EDGES
 from workbench.discovery.refine import FINER, PROMPTS, SHARES, edge_gradients, is_large
 from workbench.discovery.scores import score_edges
+from workbench.engine.circuits import graph_of_runs
 from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.values import zero
 from workbench.interventions.effects import effects
@@ -77,7 +78,8 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
     # Circuits of the sizes that are tried, of a ranking like the one that will be made: small ones cost less.
     order = job.order(score_edges(job.model, pairs, **scored))
     sizes = grid_of_sizes(graph.n_edges, job.criteria.at_most)
-    masks = np.stack([one.graph.prune(first_edges(graph, order, size)) for size in sizes[::SIZES_APART]])
+    pruned_in = graph_of_runs(runs)
+    masks = np.stack([pruned_in.prune(first_edges(graph, order, size)) for size in sizes[::SIZES_APART]])
     circuit = _seconds(lambda: one.measure(masks)) / (len(masks) * TRIED)
     gradient = 0.0
     # Larger graphs are refined along the ranking, without gradients.

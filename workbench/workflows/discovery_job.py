@@ -79,7 +79,7 @@ class DiscoveryJob:
 
     @cached_property
     def graph(self) -> Graph:
-        """The graph of the model."""
+        """The edges of the model. What is a dead end among them depends on answers and values: ask the runs."""
         return Graph.of(self.model)
 
     @property

@@ -12,7 +12,7 @@ import xarray as xr
 
 from workbench.discovery.criteria import USUAL_PROMPTS, Criteria
 from workbench.discovery.frontier import failing
-from workbench.engine.resemblance import NEAR_SHARE
+from workbench.engine.resemblance import near_model
 from workbench.evaluation.controls import OTHER_TASK
 from workbench.tasks.measure import Estimate, Score
 from workbench.text import listed
@@ -122,14 +122,14 @@ def sentences(run: DiscoveryRun) -> list[str]:
     """Those of the headline: the claim first, then its numbers, then what speaks against it."""
     told = [_claim(run), _in_units(run), _prompt_by_prompt(run), _faithfulness(run)]
     told += [_failures(run, name) for name in run.counterfactuals]
-    if is_one_difference(run) and len(run.counterfactuals) > 1:
+    if _are_apart(run):
         best = best_counterfactual(run)
         told.append(
             f"So it is the circuit of the difference {best}, not of the task."
             if holds_on_test(run, best)
             else f"It carries the difference {best} better than the others, and none of them fully."
         )
-    told += [_above_one(run)]
+    told += _above_one(run)
     if len(run.counterfactuals) == 1:
         (name,) = run.counterfactuals
         told.append(
@@ -145,8 +145,8 @@ def sentences(run: DiscoveryRun) -> list[str]:
         )
     elif run.evaluation.attrs["n"] < USUAL_PROMPTS:
         told.append(
-            f"Only {run.evaluation.attrs['n']} prompts tested it. On so few it is luck at times whether a circuit passes "
-            "or fails."
+            f"Only {run.evaluation.attrs['n']} prompts tested it. On so few it is luck at times whether a circuit "
+            "passes or fails."
         )
     return list(filter(None, [*told, *_caveats(run)]))
 
@@ -202,10 +202,20 @@ def is_one_difference(run: DiscoveryRun) -> bool:
     """Whether the circuit is known to reproduce one counterfactual only, or much better than another."""
     if len(run.counterfactuals) == 1:
         return run.counterfactuals[0] not in VALUES
-    if len(run.counterfactuals) == 2 and run.evaluation.attrs.get("likeness", 0.0) >= ALIKE:
+    if len(run.counterfactuals) == 2 and are_alike(run):
         return True
+    return _are_apart(run)
+
+
+def _are_apart(run: DiscoveryRun) -> bool:
+    """Whether the circuit reproduces one counterfactual much better than another."""
     values = [_value(run, name, "faithfulness") for name in run.counterfactuals]
     return max(values) - min(values) > APART
+
+
+def are_alike(run: DiscoveryRun) -> bool:
+    """Whether two of the counterfactuals are nearly one."""
+    return run.evaluation.attrs.get("likeness", 0.0) >= ALIKE
 
 
 def best_counterfactual(run: DiscoveryRun) -> str:
@@ -347,19 +357,23 @@ def _faithfulness(run: DiscoveryRun) -> str:
     return f"{text}."
 
 
-def _above_one(run: DiscoveryRun) -> str:
-    """What a faithfulness above 1 means, where one is shown; "" where none is."""
+def _above_one(run: DiscoveryRun) -> list[str]:
+    """What a faithfulness above 1 means, where one is shown."""
     above = [name for name in _ablations(run) if _value(run, name, "faithfulness") >= ABOVE_ONE]
-    if not above:
-        return ""
-    if any(_value(run, name, "low") > 1 for name in above):
-        return (
-            "A faithfulness above 1 means that the circuit goes further than the model: what works against it is left "
-            "out."
+    surely = [name for name in above if _value(run, name, "low") > 1]
+    by_chance = [name for name in above if name not in surely]
+    told = []
+    if surely:
+        told.append(
+            f"That faithfulness is above 1 {listed(map(against, surely))} means that the circuit moves the metric "
+            "further than the whole model does: edges that work against the behaviour are left out."
         )
-    return (
-        "Where faithfulness is above 1, its interval holds 1: it is not known to go further than the model."
-    )
+    if by_chance:
+        told.append(
+            f"That faithfulness is above 1 {listed(map(against, by_chance))} may be chance: the interval does not "
+            "exclude 1."
+        )
+    return told
 
 
 def _far_off(run: DiscoveryRun, name: str) -> str:
@@ -375,9 +389,10 @@ def _far_off(run: DiscoveryRun, name: str) -> str:
     text = f"{_beginning(name)} it misses the model on {share:.0%} of the prompts by more than half of their own gap"
     if "example" not in row["m_circuit"].dims:
         return f"{text}."
-    missed, gap = abs(row["m_circuit"] - row["m_full"]), abs(row["m_full"] - row["m_empty"])
-    far = missed > NEAR_SHARE * gap
-    if not bool(far.any()) or float(gap[far].mean()) == 0:
+    ours, model, empty = (row[key].values for key in ("m_circuit", "m_full", "m_empty"))
+    missed, gap = np.abs(ours - model), np.abs(model - empty)
+    far = ~near_model(ours, model, empty)
+    if not far.any() or float(gap[far].mean()) == 0:
         return f"{text}."
     return f"{text}: there its error is {number(missed[far].mean() / gap[far].mean())}, and 1 is that of no edge."
 
@@ -389,8 +404,8 @@ def _caveats(run: DiscoveryRun) -> list[str]:
         caveats += filter(None, (_far_off(run, name) for name in run.counterfactuals))
     if "competent" in run.evaluation.attrs:
         caveats.append(
-            f"The prompts are the {run.evaluation.attrs['competent']} that the model gets right: of the others nothing is "
-            "known."
+            f"The prompts are the {run.evaluation.attrs['competent']} that the model gets right: of the others nothing "
+            "is known."
         )
     for name, bound in run.criteria.looser().items():
         caveats.append(
@@ -407,7 +422,8 @@ def _caveats(run: DiscoveryRun) -> list[str]:
     if right_on_test < CAPABLE <= run.competence.right_above_wrong.mean:
         caveats.append(
             f"The model gets only {right_on_test:.0%} of the test prompts right, and "
-            f"{run.competence.right_above_wrong.mean:.0%} of those to find with: they are prompts of different kinds."
+            f"{run.competence.right_above_wrong.mean:.0%} of those to find with: they may be prompts of different "
+            "kinds."
         )
     near_copies = run.evaluation.attrs.get("near_copies", 0.0)
     if near_copies >= COPIES_SHARE:
@@ -415,10 +431,10 @@ def _caveats(run: DiscoveryRun) -> list[str]:
             f"{near_copies:.0%} of the test prompts differ in at most one token from a prompt that made the scores or "
             "chose the size: the numbers hold for sentences like these."
         )
-    if run.evaluation.attrs.get("likeness", 0.0) >= ALIKE:
+    if are_alike(run):
         caveats.append(
-            f"The scores of all edges against {run.evaluation.attrs['most_alike']} are nearly the same: these are hardly two "
-            "counterfactuals."
+            f"The scores of all edges against {run.evaluation.attrs['most_alike']} are nearly the same: these are "
+            "hardly two counterfactuals."
         )
     if run.controls is not None and other_task_passes(run.controls):
         task = run.controls.attrs.get("other_task", "")

@@ -97,6 +97,7 @@ def _line(view: CircuitView, scored: _Scored, written: dict[str, list[int | None
         heads = [f"a{reader.layer}.{head}" for head in range(first, first + group)]
         end = heads[0] if group == 1 else f"kv{reader.layer}.{reader.head}"
         feeds = _fed_by_key(heads, pos, written)
+        # The answer's tokens read them, and lead to logits that the picture does not show.
         if view.answers_attend:
             feeds.add("logits")
     else:
@@ -129,7 +130,10 @@ def _fed_by_key(heads: Sequence[str], pos: int | None, written: dict[str, list[i
 
 
 def alive(lines: Sequence[Line]) -> list[Line]:
-    """The lines on a path from input to logits; the script of the interactive figure does the same."""
+    """The lines on a path from input to an output; the script of the interactive figure does the same.
+
+    Where answers attend to the prompt, lines into keys and values feed `logits` (see `Line`).
+    """
     kept = list(lines)
     while True:
         entered, read = {"input"}, {"logits"}

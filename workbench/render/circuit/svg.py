@@ -124,7 +124,7 @@ def _message(view: CircuitView, kind: ViewKind) -> str:
     elif kind == "position" and not view.has_positions:
         text = "Scores by position are not known: pass position_scores= for one prompt."
     else:
-        text = "No edge lies on a complete path from input to logits."
+        text = "No edge lies on a complete path: all are dead ends."
     heading, top = _heading(view, view.provenance, _MESSAGE_WIDTH)
     line = f'<text class="a" x="16" y="{top + 26}">{xml(text)}</text>'
     return _document(_MESSAGE_WIDTH, top + 60, view.title, heading + line)
