@@ -1,6 +1,6 @@
 """How sure a number is: standard errors, bootstrap intervals and p-values over an axis of any result.
 
-Read `summary` and `mean_interval`, then `sign_flip_p`. It knows arrays only, not what was measured.
+Read `summary`, `mean_interval` and `share_interval`, then `sign_flip_p`. It knows arrays only, not what was measured.
 """
 
 import warnings
@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Float
 from scipy.spatial.distance import pdist, squareform
-from scipy.stats import false_discovery_control
+from scipy.stats import binomtest, false_discovery_control
 
 from workbench.arguments import checked
 from workbench.errors import UnknownName, WorkbenchError
@@ -112,6 +112,18 @@ def mean_interval(
     counts = times.sum(1, keepdims=True) if known.all() else times @ known.astype(float)
     low, high = central(total / np.where(counts > 0, counts, np.nan), level)
     return low.reshape(rest), high.reshape(rest)
+
+
+def share_interval(n_hits: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share: resamples of prompts that are all right would know no other share.
+
+    Source: Brown, Cai and DasGupta 2001, "Interval estimation for a binomial proportion".
+
+    >>> [round(end, 3) for end in share_interval(4, 4)]
+    [0.51, 1.0]
+    """
+    interval = binomtest(n_hits, n).proportion_ci(check_level(level), method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def central(samples: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:

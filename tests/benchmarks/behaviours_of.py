@@ -34,8 +34,8 @@ class Row:
     def shares(self, front: str) -> dict[str, Estimate]:
         """Right above wrong, and first choice."""
         run = self.runs[front]
-        shares = {"right above wrong": run.values > 0, "first choice": run.is_first}
-        return {name: Estimate.of(share.double()) for name, share in shares.items()}
+        shares = {"right above wrong": run.values > 0, "first choice": run.is_first > 0}
+        return {name: Estimate.of_share(share) for name, share in shares.items()}
 
     @property
     def suits(self) -> bool:
@@ -81,7 +81,7 @@ def row_of(model: Any, task: str, n: int, n_several: int) -> Row | str:
 def page(name: str, rows: list[Row], refused: dict[str, str]) -> str:
     lines = [
         f"# What {name} can do", "",
-        "Held-out prompts of each task, with 95 % bootstrap intervals (`python tests/benchmarks/behaviours_of.py MODEL",
+        "Held-out prompts of each task, with 95 % intervals (Wilson; `python tests/benchmarks/behaviours_of.py MODEL",
         "--write docs/what_smollm2_can_do.md`). A circuit can explain only what the model does: a task suits a model that has",
         f"right above wrong on at least {RIGHT:.0%} of the prompts and a right answer as first choice of the whole vocabulary on",
         f"at least {FIRST:.0%}. `wb.measure(model, pairs)` gives these numbers for prompts of your own.",

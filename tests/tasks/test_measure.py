@@ -80,6 +80,15 @@ def test_an_estimate_has_its_interval():
     assert 0 <= estimate.low < 0.75 < estimate.high <= 1
 
 
+@pytest.mark.parametrize(
+    ("hits", "n", "low", "high"), [(4, 4, 0.510, 1.0), (0, 10, 0.0, 0.278), (9, 12, 0.468, 0.911)]
+)
+def test_the_interval_of_a_share_is_wilsons(hits, n, low, high):
+    share = Estimate.of_share(torch.arange(n) < hits)
+    assert share.mean == hits / n
+    assert [round(end, 3) for end in (share.low, share.high)] == [low, high]
+
+
 def test_the_page_of_a_real_model_says_what_its_numbers_say():
     page = (Path(__file__).parents[2] / "docs" / "what_smollm2_can_do.md").read_text(encoding="utf-8")
     shares = re.findall(r"^\| (\w+) \| \d+ \| nothing \| ([\d.]+) \[.*?\] \| ([\d.]+) \[", page, re.MULTILINE)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from workbench.arguments import checked
@@ -23,7 +23,7 @@ from workbench.models.model import Model
 from workbench.models.padding import padding_options
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
-from workbench.statistics import mean_interval
+from workbench.statistics import mean_interval, share_interval
 from workbench.tasks.registry import TASKS, Task, load_task
 from workbench.text import progress_bar
 
@@ -34,7 +34,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over prompts and its 95 % bootstrap interval; NaN where there is nothing to estimate it from."""
+    """A mean or a share over prompts and its 95 % interval; NaN where there is nothing to estimate it from."""
 
     mean: float = NAN
     low: float = NAN
@@ -42,9 +42,17 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Float[Tensor, "example"]) -> "Estimate":
-        """The mean of values, one for each prompt. One prompt has no interval."""
+        """The mean of values, one for each prompt, with its bootstrap interval. One prompt has no interval."""
         low, high = mean_interval(values.double().numpy())
         return cls(float(values.double().mean()), float(low), float(high))
+
+    @classmethod
+    def of_share(cls, hits: Bool[Tensor, "example"]) -> "Estimate":
+        """The share of prompts that are hits, with Wilson's interval. One prompt has no interval."""
+        share = float(hits.double().mean())
+        if len(hits) < 2:
+            return cls(share)
+        return cls(share, *share_interval(int(hits.sum()), len(hits)))
 
 
 @dataclass(frozen=True)
@@ -210,8 +218,8 @@ def _score(model: Model, sets: Sequence[PromptPairs]) -> Score:
         len(values),
         round(float(scored.mean()), 4),
         NAN if task is None else task.bar,
-        first_choice=Estimate.of(first),
-        right_above_wrong=Estimate.of((values > 0).double()),
+        first_choice=Estimate.of_share(first > 0),
+        right_above_wrong=Estimate.of_share(values > 0),
         metric=sets[0].metric,
         clean=Estimate.of(values),
         corrupt=corrupt,
