@@ -1,9 +1,12 @@
 """What is a dead end in a graph of which answers of several tokens read the keys and values; no model is run."""
 
+import re
+
 import numpy as np
 import pytest
 
 from workbench.circuit.circuit import Circuit
+from workbench.circuit.formats import read_circuit, write_circuit
 from workbench.circuit.graph import Graph
 from workbench.circuit.random import add_path, random_circuits
 from workbench.errors import WorkbenchWarning
@@ -52,18 +55,26 @@ def test_a_circuit_on_the_plain_graph_keeps_them_too():
     assert collapsed.pruned.edge_list == Circuit.of(READ, [KEY]).edge_list != []
 
 
-def test_the_circuit_of_nodes_has_every_edge_into_keys_and_values():
-    kept = np.isin(READ.writers, ["a0.1"])
-    circuit = Circuit.of_nodes(READ, ["a0.1"])
-    assert circuit == Circuit.of(READ, READ.between(kept))
-    assert f"a0.1->{KEY.partition('->')[2]}" in circuit
-    assert "a0.1->a1.0<q>" not in circuit
+def test_the_circuit_of_nodes_has_no_other_nodes():
+    nodes = ["a0.1", "a0.0", "m0"]
+    circuit = Circuit.of_nodes(READ, nodes)
+    assert circuit == Circuit.of(READ, READ.between(np.isin(READ.writers, nodes)))
+    assert circuit.nodes == ("input", "a0.0", "a0.1", "m0", "logits")
+
+
+def test_files_of_other_tools_are_read_with_the_edges_that_answers_read(tmp_path):
+    circuit = Circuit.of(READ, [KEY, "input->logits"])
+    with pytest.warns(WorkbenchWarning, match="answers_attend=True"):
+        write_circuit(circuit, tmp_path / "c.pt")
+    assert read_circuit(tmp_path / "c.pt", positive="supports", shape=SHAPE, answers_attend=True) == circuit
+    circuit.save(tmp_path / "c.json")
+    assert read_circuit(tmp_path / "c.json").pruned == circuit
 
 
 def test_a_warning_of_dead_ends_says_where_paths_may_end():
     for graph, ends in (
-        (PLAIN, "from input to logits."),
-        (READ, "to logits or to a key or value, which the answer"),
+        (PLAIN, "to logits. A"),
+        (READ, "to logits, nor to a key or value that the answer reads. A"),
     ):
-        with pytest.warns(WorkbenchWarning, match=ends):
+        with pytest.warns(WorkbenchWarning, match=re.escape(f"dead ends, on no path from input {ends}")):
             Circuit.of(graph, ["input->a0.1<q>", "input->a0.0<q>"])

@@ -18,6 +18,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import frontier
+from workbench.discovery.ranking import first_edges, grown
 from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.engine.counterfactuals import counterfactual_values
 from workbench.engine.resemblance import resemblance
@@ -138,7 +139,7 @@ def both_runs(model, pairs: PromptPairs) -> dict[str, Circuits]:
     return runs | {"zero": Circuits(model, Graph.of(model), pairs, value=zero(), metric=DIFF)}
 
 
-def found(model, pairs: PromptPairs, runs: Circuits) -> Circuit:
+def circuit_of_40_edges(model, pairs: PromptPairs, runs: Circuits) -> Circuit:
     scores = wb.score_edges(model, pairs, value=runs.value, metric=DIFF, method="eap", progress=False)
     return wb.find_circuit(scores, n_edges=40)
 
@@ -146,17 +147,17 @@ def found(model, pairs: PromptPairs, runs: Circuits) -> Circuit:
 def test_runs_of_both_kinds_measure_the_same_in_either_order():
     model, pairs = model_of("gpt2"), answered()
     runs = both_runs(model, pairs)
-    back = dict(reversed(runs.items()))
+    reversed_runs = dict(reversed(runs.items()))
     assert graph_of_runs(runs).answers_attend
-    assert graph_of_runs(back).answers_attend
-    circuit = found(model, pairs, runs["corrupt"])
+    assert graph_of_runs(reversed_runs).answers_attend
+    circuit = circuit_of_40_edges(model, pairs, runs["corrupt"])
     shared = {"criteria": Criteria(), "draws": 3, "progress": False}
-    tables = [controls(circuit, one, **shared).sel(ablation="corrupt") for one in (runs, back)]
+    tables = [controls(circuit, one, **shared).sel(ablation="corrupt") for one in (runs, reversed_runs)]
     xr.testing.assert_allclose(*tables, atol=1e-5)
     assert tables[0].attrs["n_edges"] == circuit.n_edges, "no edge is a dead end where one run needs it"
     order = np.argsort(-np.abs(np.nan_to_num(circuit.scores)), axis=None)
-    sizes = [frontier(order, [10, 40], one, Criteria())["n_pruned"].values.tolist() for one in (runs, back)]
-    assert sizes[0] == sizes[1] == [10, circuit.n_edges]
+    for one in (runs, reversed_runs):
+        assert int(frontier(order, [40], one, Criteria())["n_pruned"][0]) == circuit.n_edges
 
 
 def test_scores_of_several_values_keep_the_edges_that_one_of_them_needs():
@@ -182,15 +183,75 @@ def test_a_search_keeps_what_its_own_values_need_whatever_the_scores_were_made_w
     assert float(kept["faithfulness"][0]) >= 0.5 - 1e-5
 
 
+def zero_scores(model, pairs: PromptPairs) -> xr.DataArray:
+    """Scores of zero values, whose graph does not know that answers attend; numbers without an order."""
+    scores = wb.score_edges(model, pairs, value=zero(), metric=DIFF, method="random", progress=False)
+    assert "answers_attend" not in scores.attrs["graph"]
+    return scores
+
+
+def test_a_curve_with_another_value_than_the_scores_keeps_what_it_needs():
+    model, pairs = model_of("gpt2"), answered()
+    runs, scores = corrupt_runs(model, pairs), zero_scores(model, pairs)
+    order = np.argsort(-np.abs(np.nan_to_num(scores.values)), axis=None)
+    shared = {"value": runs.value, "metric": DIFF, "progress": False}
+    curve = wb.faithfulness_curve(scores, model, pairs, sizes=[0.2, 0.6], **shared)
+    with pytest.warns(wb.WorkbenchWarning, match="dead ends"):
+        ranked = wb.find_circuit(scores, n_edges=runs.graph.n_edges // 5)
+    whole = replace(ranked, edges=runs.graph.exists)
+    of_circuit = wb.faithfulness_curve(
+        whole, model, pairs, sizes=[int(n) for n in curve["n_edges"]], **shared
+    )
+    for place, n in enumerate(curve["n_edges"].values.tolist()):
+        mask = first_edges(runs.graph, order, n)
+        expected = (runs.measure(mask[None])[0] - runs.empty).mean() / (runs.full - runs.empty).mean()
+        for one in (curve, of_circuit):
+            assert float(one["faithfulness"][place]) == pytest.approx(expected, abs=1e-4)
+            assert int(one["n_pruned"][place]) == runs.graph.prune(mask).sum()
+
+
+def test_a_greedy_search_grows_from_the_outputs_of_its_own_runs():
+    model, pairs = model_of("gpt2"), answered()
+    runs, scores = corrupt_runs(model, pairs), zero_scores(model, pairs)
+    circuit = wb.find_circuit(
+        scores,
+        min_faithfulness=0.3,
+        strategy="greedy",
+        model=model,
+        pairs=pairs,
+        value=runs.value,
+        metric=DIFF,
+    )
+    rank = np.abs(np.nan_to_num(scores.values))
+    order = grown(runs.graph, rank, circuit.n_requested)
+    assert (circuit.edges == runs.graph.prune(first_edges(runs.graph, order, len(order)))).all()
+    assert order.tolist() != grown(Graph.of(model), rank, circuit.n_requested).tolist()
+
+
+def test_criteria_with_other_values_than_the_scores_keep_the_edges_that_answers_read():
+    model, pairs = model_of("gpt2"), answered()
+    runs = corrupt_runs(model, pairs)
+    scores = wb.score_edges(model, pairs, value=runs.value, metric=DIFF, method="eap", progress=False)
+    scores.attrs["graph"] = zero_scores(model, pairs).attrs["graph"]
+    bounds = {"prompts_near": 0, "answers_kept": 0, "same_choice": 0, "at_most": 0.6}
+    loose = Criteria(faithfulness=(-9, 9), error=9, kl_recovered=0.1, **bounds)
+    with pytest.warns(wb.WorkbenchWarning, match="only 4 prompts"):
+        circuit = wb.find_circuit(
+            scores, criteria=loose, model=model, pairs=pairs, value=runs.value, metric=DIFF, progress=False
+        )
+    assert circuit.graph.answers_attend
+    assert circuit.n_edges > Graph.of(model).prune(circuit.edges).sum()
+
+
 def test_agreement_samples_the_edges_that_answers_read():
     model, pairs = model_of("gpt2"), answered()
     runs = corrupt_runs(model, pairs)
-    circuit = found(model, pairs, runs)
+    circuit = circuit_of_40_edges(model, pairs, runs)
     scores = wb.score_edges(model, pairs, value=runs.value, metric=DIFF, method="eap", progress=False)
     swapped = exchanged(pairs)
-    restored = counterfactual_values(model, swapped)["corrupt"]
-    denoising = Circuits(model, circuit.graph, swapped, value=restored, metric=DIFF)
-    table = agreement(circuit, scores, {"corrupt": runs}, {"corrupt": denoising}, n_inside=8, n_outside=8)
+    noising, denoising = both_runs(model, pairs), both_runs(model, swapped)
+    first_zero = (dict(reversed(one.items())) for one in (noising, denoising))
+    table = agreement(circuit, scores, *first_zero, n_inside=8, n_outside=8)
     assert table["n_all"].values.tolist() == [circuit.n_edges, circuit.graph.n_edges - circuit.n_edges]
     inside = table["edge"].values[table["inside"].values]
     for name in inside[:3]:
@@ -201,7 +262,7 @@ def test_agreement_samples_the_edges_that_answers_read():
         assert measured == pytest.approx(lost, abs=1e-5 * np.abs(runs.full).mean())
 
 
-def test_acdc_is_that_which_prunes_no_dead_end():
+def test_acdc_finds_what_a_search_that_prunes_nothing_finds():
     model, pairs = model_of("gpt2"), answered()
     runs = corrupt_runs(model, pairs)
     # Between the costs of two removals, so that rounding decides none.
@@ -223,14 +284,14 @@ def test_learned_circuits_keep_the_edges_that_answers_read():
     model, pairs = model_of("gpt2"), answered()
     runs = corrupt_runs(model, pairs)
     circuit = wb.learn_circuit(
-        model, pairs, value=runs.value, metric=DIFF, n_edges=80, steps=30, restarts=0, progress=False
+        model, pairs, value=runs.value, metric=DIFF, n_edges=60, steps=30, restarts=0, progress=False
     )
     missed = np.abs(runs.measure(circuit.edges[None])[0] - runs.full).mean()
     assert circuit.n_edges > Graph.of(model).prune(circuit.edges).sum()
     assert missed < 0.6 * np.abs(runs.empty - runs.full).mean()
 
 
-def test_a_circuit_of_nodes_is_the_model_with_the_others_patched_in_the_prompt():
+def test_a_circuit_of_nodes_is_the_model_with_the_other_heads_patched_in_the_prompt():
     model, pairs = model_of("gpt2"), answered()
     runs = corrupt_runs(model, pairs)
     scores = wb.score_nodes(model, pairs, value=runs.value, metric=DIFF, progress=False)
@@ -252,6 +313,7 @@ def test_a_circuit_of_nodes_is_the_model_with_the_others_patched_in_the_prompt()
                 if f"m{layer}" not in kept:
                     acts[:, :length] = cache[hook.name]
                 return acts
+            # What the answer reads of a head that is left out is left out with it: its keys and values too.
             for head in range(model.cfg.n_heads):
                 if f"a{layer}.{head}" not in kept:
                     acts[:, :length, head] = cache[hook.name][:, :, head]
@@ -260,7 +322,7 @@ def test_a_circuit_of_nodes_is_the_model_with_the_others_patched_in_the_prompt()
         names = [
             f"blocks.{layer}.{kind}"
             for layer in range(model.cfg.n_layers)
-            for kind in ("attn.hook_z", "hook_mlp_out")
+            for kind in ("attn.hook_k", "attn.hook_v", "attn.hook_z", "hook_mlp_out")
         ]
         logprobs = []
         for answer in (pairs.answers[i, 0].tolist(), pairs.wrong[i, 0].tolist()):

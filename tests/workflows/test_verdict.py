@@ -165,7 +165,7 @@ def test_what_limits_a_passing_circuit_is_in_the_headline():
     assert "Only 8 prompts tested it." in headline(others)
     assert title_of(others).startswith("Circuit of 8 edges, on prompts of which the model gets 30% right")
     twins.evaluation.attrs |= {"most_alike": "swap and abc", "likeness": 0.995}
-    assert "against swap and abc are nearly the same: these are hardly two counterfactuals." in headline(
+    assert "against swap and abc are nearly proportional: these are hardly two counterfactuals." in headline(
         twins
     )
 
@@ -187,15 +187,15 @@ def test_prompts_on_which_the_circuit_does_nothing_are_in_the_headline():
 def test_faithfulness_above_one_is_explained_by_its_interval():
     beyond = discovery_run({"swap": {"faithfulness": 1.04, "low": 1.02, "high": 1.06}})
     assert (
-        "That faithfulness is above 1 against swap means that the circuit moves the metric further than the whole model "
-        "does" in headline(beyond)
+        "That faithfulness is above 1 against swap means that the circuit moves the metric further from that of no edge "
+        "than the whole model does" in headline(beyond)
     )
     within = discovery_run({"swap": {"faithfulness": 1.02, "low": 0.98, "high": 1.06}})
-    assert "above 1 against swap may be chance: the interval does not exclude 1." in headline(within)
+    assert "above 1 against swap may be chance: the interval holds 1." in headline(within)
     unknown = discovery_run(
         {"swap": {}}, others={"zero": {"faithfulness": 1.2, "low": np.nan, "high": np.nan}}
     )
-    assert "above 1 with zero values may be chance" in headline(unknown)
+    assert "above 1 with zero values may be chance: there is no interval." in headline(unknown)
 
 
 def test_what_was_left_out_before_and_twins_are_told():
@@ -208,6 +208,18 @@ def test_what_was_left_out_before_and_twins_are_told():
     failing = discovery_run({"swap": BAD, "abc": BAD})
     failing.evaluation.attrs |= {"most_alike": "swap and abc", "likeness": 0.999}
     assert "better than the others" not in headline(failing), "twins carry the same difference"
+
+
+def test_which_difference_a_failing_circuit_carries_is_said_only_where_it_is_known():
+    unlike = {"faithfulness": 0.6, "low": 0.5, "high": 0.7}
+    told = headline(discovery_run({"swap": {"error": 0.3}, "abc": unlike}))
+    assert "It carries the difference swap better than the others, and none of them fully." in told
+    # The nearest to 1 fails another criterion, and a farther one keeps all.
+    wide = Criteria(faithfulness=(0.5, 1.15))
+    other = {"faithfulness": 0.7, "low": 0.6, "high": 0.8}
+    run = discovery_run({"swap": {"kl_recovered": 0.1}, "abc": other}, criteria=wide)
+    run.evaluation["holds_a"][:] = True
+    assert "none of them fully" not in headline(run)
 
 
 def test_nothing_is_judged_where_the_metric_does_not_change():

@@ -28,8 +28,10 @@ from workbench.circuit.components import (
     check_scores,
     clean_facts,
     components,
+    dead_ends_text,
     differences,
     mlp_of,
+    mostly_dead_ends,
     yes_or_no,
 )
 from workbench.circuit.document import CircuitDocument, read_document, write_document
@@ -137,7 +139,8 @@ class Circuit:
     ) -> "Circuit":
         """The circuit of every edge between these components (`a9.9`, `m3`, `m3:113`).
 
-        Input and logits are always in; where answers attend to the prompt, every edge into a key or value too.
+        Input and logits are always in. What answers of several tokens read of other heads' keys and values is
+        left out with those heads.
 
         Raises:
             CircuitError: a component that the graph does not have.
@@ -153,8 +156,7 @@ class Circuit:
         check_known(wanted, known, "node", "Nodes: a9.6, m3, m3:113.")
         writers = [not wanted.isdisjoint((name, mlp_of(name))) for name in graph.writers]
         readers = [not wanted.isdisjoint((*components(graph, name), mlp_of(name))) for name in graph.readers]
-        between = graph.exists & np.outer(writers, graph.is_output | readers)
-        return cls.of(graph, between, attrs=attrs, labels=labels)
+        return cls.of(graph, graph.exists & np.outer(writers, readers), attrs=attrs, labels=labels)
 
     @classmethod
     @checked
@@ -351,7 +353,8 @@ class Circuit:
     def pruned(self) -> "Circuit":
         """The circuit without the dead ends of its graph.
 
-        `evaluate` runs no dead ends either; what is one there depends on the value and the answers too.
+        `evaluate` runs no dead ends either. On answers of several tokens it finds them in a graph of its own,
+        whose `answers_attend` is that of the value and the prompts.
         """
         return replace(self, edges=self.graph.prune(self.edges))
 
@@ -489,19 +492,6 @@ class Circuit:
                 f"This circuit is for another graph: {self.graph}; the model has {graph}. "
                 f"They differ in {differ}."
             )
-
-
-def mostly_dead_ends(n_chosen: int, n_left: int) -> bool:
-    """Whether pruning took more than half of the edges that were chosen."""
-    return n_left < n_chosen / 2
-
-
-def dead_ends_text(graph: Graph) -> str:
-    """What dead ends are in a graph, in words."""
-    text = "dead ends, on no path from input to logits"
-    if graph.answers_attend:
-        text += " or to a key or value, which the answer reads"
-    return text
 
 
 def _graph_of(model_or_graph: Model | Shape | Graph) -> Graph:

@@ -211,3 +211,16 @@ def differences(a: Graph, b: Graph, other: str) -> str:
     ours, theirs = asdict(a) | asdict(a.shape), asdict(b) | asdict(b.shape)
     names = [name for name in ours if name != "shape" and ours[name] != theirs[name]]
     return ", ".join(f"{name} {ours[name]} ({other}: {theirs[name]})" for name in names)
+
+
+def mostly_dead_ends(n_chosen: int, n_left: int) -> bool:
+    """Whether pruning took more than half of the edges that were chosen."""
+    return n_left < n_chosen / 2
+
+
+def dead_ends_text(graph: Graph) -> str:
+    """What dead ends are in a graph, in words."""
+    text = "dead ends, on no path from input to logits"
+    if graph.answers_attend:
+        text += ", nor to a key or value that the answer reads"
+    return text

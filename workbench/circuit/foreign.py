@@ -59,10 +59,12 @@ class ForeignCircuit:
     neurons: Mapping[str, list[bool]]
 
 
-def from_foreign(foreign: ForeignCircuit, shape: Shape | None, sign: float) -> Circuit:
+def from_foreign(
+    foreign: ForeignCircuit, shape: Shape | None, sign: float, *, answers_attend: bool = False
+) -> Circuit:
     """Our circuit of what a file holds; `sign` turns its scores so that positive supports the behaviour."""
     shape, assumed = _shape_of(foreign, shape)
-    graph = Graph(shape)
+    graph = Graph(shape, answers_attend=answers_attend)
     check_size(graph)
     writers, readers = {*graph.writers}, {*graph.readers}
     named = [(name, writers | {"logits"}) for name in (*foreign.nodes, *foreign.neurons)]

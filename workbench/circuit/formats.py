@@ -48,7 +48,13 @@ class Format:
 
 
 @checked
-def read_circuit(path: str | Path, *, positive: Positive | str | None = None, shape: Any = None) -> Circuit:
+def read_circuit(
+    path: str | Path,
+    *,
+    positive: Positive | str | None = None,
+    shape: Any = None,
+    answers_attend: bool = False,
+) -> Circuit:
     """The circuit in a file, whatever tool wrote it; it has the scores of every edge that the file scores.
 
     Args:
@@ -58,6 +64,8 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
         shape: the model or `Shape` the circuit is of. Without one, what another tool's file does not say is
             assumed and named in `attrs["assumed"]`: as many kv heads as heads, d_head = d_model / n_heads,
             d_mlp = 4 d_model, and the vocabulary and context of GPT-2.
+        answers_attend: as in `Graph`, of a file that does not say it: edges into keys and values that lead to no
+            logits are then kept.
 
     Raises:
         CircuitError: no such file, a malformed file, one for another model, or a missing `positive`.
@@ -77,7 +85,8 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
         circuit = Circuit.load(path)
         if shape is not None:
             circuit.check_fits(shape)
-        return circuit
+        graph = replace(circuit.graph, answers_attend=answers_attend or circuit.graph.answers_attend)
+        return replace(circuit, graph=graph)
     if positive is None:
         raise CircuitError(
             f"{str(path)!r} is {source.title}, which does not say what a positive score means. "
@@ -86,7 +95,7 @@ def read_circuit(path: str | Path, *, positive: Positive | str | None = None, sh
     try:
         if shape is not None:
             shape = Shape.of(shape)
-        circuit = from_foreign(source.parse(path), shape, _SIGNS[positive])
+        circuit = from_foreign(source.parse(path), shape, _SIGNS[positive], answers_attend=answers_attend)
     except CircuitError as error:
         raise CircuitError(f"{str(path)!r} is not usable as {source.title}: {error}") from error
     except _MALFORMED as error:
@@ -141,6 +150,11 @@ def write_circuit(
         raise CircuitError(
             f"write_circuit: {target.name} holds no positions and no neurons of MLPs. Write "
             "circuit.collapsed."
+        )
+    if circuit.graph.answers_attend:
+        warn(
+            f"write_circuit: {target.name} does not say that answers of several tokens read keys and values of the "
+            "prompt. Read the file with read_circuit(..., answers_attend=True), or edges into these are left out."
         )
     with whole(path) as partial:
         target.dump(to_foreign(circuit, _SIGNS[positive]), partial)

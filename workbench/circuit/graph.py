@@ -144,7 +144,7 @@ class Graph:
         return cls(shape, (*named, REST), layers, answers_attend)
 
     def joined(self, *others: "Graph") -> "Graph":
-        """This graph, in which a dead end is one in all of these: answers attend where they do in any of them."""
+        """This graph, where answers attend if they do in any of these: then a dead end is one in all of them."""
         graphs = (self, *others)
         return replace(self, answers_attend=any(graph.answers_attend for graph in graphs))
 
@@ -322,12 +322,14 @@ class Graph:
         return edges
 
     def between(self, writers: np.ndarray) -> np.ndarray:
-        """The edges between some components, `input` and the outputs (`is_output`) included.
+        """The edges between some components, `input` and `logits` included.
+
+        Where answers attend to the prompt, what they read of other heads' keys and values is left out with those.
 
         bool [..., (pos,) writer, reader], from bool [..., writer].
         """
         inside = writers | self._is_input
-        read = inside @ (self._decides | self._decides_other_positions).T | self.is_output
+        read = inside @ (self._decides | self._decides_other_positions).T | self._is_logits
         edges = inside[..., :, None] & read[..., None, :]
         if self.positions is not None:
             edges = edges[..., None, :, :]  # the same nodes at each position: [..., pos, writer, reader]

@@ -14,7 +14,8 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.arguments import checked
-from workbench.circuit.circuit import Circuit, dead_ends_text, mostly_dead_ends
+from workbench.circuit.circuit import Circuit
+from workbench.circuit.components import dead_ends_text, mostly_dead_ends
 from workbench.circuit.graph import Graph
 from workbench.discovery.gates import Gates, train
 from workbench.discovery.gradient_scores import gradient_scores

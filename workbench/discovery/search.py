@@ -13,7 +13,8 @@ import xarray as xr
 from torch import Tensor
 
 from workbench.arguments import checked
-from workbench.circuit.circuit import Circuit, dead_ends_text, mostly_dead_ends
+from workbench.circuit.circuit import Circuit
+from workbench.circuit.components import dead_ends_text, mostly_dead_ends
 from workbench.circuit.graph import Graph
 from workbench.discovery.believable import CriteriaSearch, by_criteria
 from workbench.discovery.criteria import MIN_PROMPTS, USUAL_PROMPTS, Criteria
@@ -151,9 +152,9 @@ def find_circuit(
         return _circuit_of(scores, graph, rank >= threshold, values, by)
     if n_edges is not None and not (type(n_edges) is int and 0 <= n_edges <= graph.n_edges):
         raise CircuitError(f"find_circuit: n_edges={n_edges}; this graph has {graph.n_edges} edges.")
-    order = best_first(graph, rank)
-    if strategy == "greedy":
-        order = grown(graph, rank, graph.n_edges if n_edges is None else n_edges)
+    if n_edges is not None:
+        order = _ordered(graph, rank, strategy, n_edges)
+        return _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
     if criteria is not None:
         # Edges left out by the gradients of the prompts that also accept it would fit those prompts and no
         # others (`tiny`, ioi: an error of .11 on them, .15 on new ones).
@@ -168,8 +169,10 @@ def find_circuit(
             gradients, accepting = (
                 runs_by_name(scores, graph, model, half, value, metric, budget) for half in halves
             )
+        # Runs with other values than the scores' may have fewer dead ends.
+        graph = graph.joined(graph_of_runs(several))
         search = by_criteria(
-            order,
+            _ordered(graph, rank, strategy, graph.n_edges),
             several,
             criteria,
             refine=refine,
@@ -177,20 +180,24 @@ def find_circuit(
             accepting=accepting,
             progress=progress,
         )
-        # Runs with other values than the scores' may have fewer dead ends.
-        graph = graph.joined(graph_of_runs(several))
         return chosen_on(pairs, _believable(scores, graph, search, criteria, values, by))
-    if n_edges is None:
-        assert min_faithfulness is not None
-        if isinstance(value, Mapping):
-            raise CircuitError("find_circuit: min_faithfulness= takes one value; criteria= takes several.")
-        runs = runs_of(scores, graph, min_faithfulness, model, pairs, value, metric, budget)
-        n_edges = smallest_size(runs, order, min_faithfulness)
-        assert pairs is not None  # without them there are no runs
-        graph = graph.joined(runs.graph)
-        circuit = _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
-        return chosen_on(pairs, circuit)
-    return _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
+    assert min_faithfulness is not None
+    if isinstance(value, Mapping):
+        raise CircuitError("find_circuit: min_faithfulness= takes one value; criteria= takes several.")
+    runs = runs_of(scores, graph, min_faithfulness, model, pairs, value, metric, budget)
+    assert pairs is not None  # without them there are no runs
+    graph = graph.joined(runs.graph)
+    order = _ordered(graph, rank, strategy, graph.n_edges)
+    n_chosen = smallest_size(runs, order, min_faithfulness)
+    circuit = _circuit_of(scores, graph, first_edges(graph, order, n_chosen), values, by)
+    return chosen_on(pairs, circuit)
+
+
+def _ordered(graph: Graph, rank: np.ndarray, strategy: str, n: int) -> np.ndarray:
+    """Flat indices of edges, the first n of which are in the order of a strategy."""
+    if strategy == "greedy":
+        return grown(graph, rank, n)
+    return best_first(graph, rank)
 
 
 def _check_one_size(sizes: Mapping[str, Any]) -> None:

@@ -6,16 +6,20 @@ read. What comes from another prompt (`from_store`, `resample`, `mean(per="pos")
 position, is written at the prompt's positions alone. `answer_attrs` says so in results.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
 from workbench.engine.named_values import other_side
 from workbench.engine.values import Value
-from workbench.metrics.continuations import Expansion
+from workbench.metrics.continuations import Expansion, expand
+from workbench.metrics.metric import Metric
 from workbench.models.model import Model
+from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Site
 
@@ -57,11 +61,18 @@ def answer_attrs(rows: Expansion, value: Value, sites: Iterable[Site] = ()) -> d
 
 def answers_attend(rows: Expansion, value: Value) -> bool:
     """Whether tokens of answers, which the value does not cover, follow a prompt (see `Graph`)."""
-    if rows.plain or value.covers_answers:
-        return False
-    # A row of an answer of one token is the prompt alone.
-    prompts = rows.examples.clean.lengths[rows.owner]
-    return bool((rows.pairs.clean.lengths > prompts).any())
+    pairs = rows.examples
+    # By the width of the tables, not by the answers: parts of a set of prompts must agree on what is a dead end.
+    longest = max(pairs.answers.shape[2], pairs.wrong.shape[2])
+    return not rows.plain and not value.covers_answers and longest > 1
+
+
+def graph_with_answers(
+    graph: Graph, model: Model, pairs: PromptPairs, metric: str | Metric | Callable[..., Tensor], value: Value
+) -> Graph:
+    """A graph with the dead ends that it has where these pairs are run with a value."""
+    attend = answers_attend(expand(model, pairs, metric), value)
+    return replace(graph, answers_attend=graph.answers_attend or attend)
 
 
 _FIELD = {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}

@@ -161,11 +161,17 @@ class Resemblance:
         return self.measures(weights)
 
 
-def near_model(metric: np.ndarray, full: np.ndarray, empty: np.ndarray) -> np.ndarray:
-    """Where a metric of circuits is nearer to the model's than `NEAR_SHARE` of the prompt's own gap.
+def near_model(
+    metric: Float[np.ndarray, "*circuit example"],
+    full: Float[np.ndarray, "example"],
+    empty: Float[np.ndarray, "example"],
+) -> Bool[np.ndarray, "*circuit example"]:
+    """Whether circuits miss the model by at most `NEAR_SHARE` of the prompt's own gap.
 
     Args:
-        metric: of circuits; `full` of the model and `empty` of no edge, prompt by prompt.
+        metric: of circuits.
+        full: of the model.
+        empty: of the circuit without an edge.
     """
     # Where a prompt's gap is rounding, so is what a right circuit misses.
     rounding = 1e-6 * (np.abs(full) + np.abs(empty))

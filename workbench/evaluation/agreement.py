@@ -143,7 +143,9 @@ def agreement(
             f"agreement: the scores are of another graph: {graph_of(joint)}; the circuit has {circuit.graph}."
         )
     strength = np.abs(finite_matrix_of(joint, circuit.graph, "agreement"))
-    sample = _sample(graph_of_runs(noising), circuit, n_inside, n_outside, seed)
+    sample = _sample(
+        graph_of_runs(noising).joined(graph_of_runs(denoising)), circuit, n_inside, n_outside, seed
+    )
     names = list(noising)
     # [direction][ablation]
     effects: list[list[_Effects]] = []

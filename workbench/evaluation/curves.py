@@ -6,7 +6,9 @@ Stability is how far circuits agree that are found on prompts drawn again.
 matter here.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from workbench.arguments import called, checked
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.score_arrays import graph_of, is_number
 from workbench.discovery.search import RANKINGS, find_circuit
+from workbench.engine.continuations import graph_with_answers
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName, unwarned
 from workbench.evaluation.checks import faithfulness_of
@@ -84,11 +87,15 @@ def faithfulness_curve(
         "progress": progress,
     }  # fmt: skip
     if isinstance(scores, Circuit):
-        circuits, counts = _growth(scores, sizes)
+        circuit = replace(scores, graph=graph_with_answers(scores.graph, model, pairs, metric, value))
+        circuits, counts = _growth(circuit, sizes)
         result = evaluate(circuits, model, pairs, **measuring)
         attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": "circuit"}
         return xr.Dataset(_by_size(result, counts), coords={"size": list(counts)}, attrs=clean_attrs(attrs))
-    graph, shares = graph_of(scores), _shares(sizes)
+    shares = _shares(sizes)
+    # With another value than that of the scores, other edges may be dead ends.
+    graph = graph_with_answers(graph_of(scores), model, pairs, metric, value)
+    scores = scores.assign_attrs(graph=json.dumps(graph.to_dict()))
     # Rounded down, as MIB does: on small graphs the first sizes hold no edge.
     counts = [int(share * graph.n_edges) for share in shares]
     # The first sizes of a curve may well be dead ends alone: `n_pruned` says so.

@@ -105,7 +105,7 @@ def rule_stability(
                 f"rule_stability: the runs against {name!r} are of another graph: {one.graph}; the scores have "
                 f"{graph}."
             )
-    # What is a dead end the runs decide: they may have other values than the scores.
+    # The runs decide what is a dead end: they may have other values than the scores.
     graph = graph_of_runs(runs)
     if near is not None and not 0 < near <= graph.n_edges:
         raise CircuitError(f"rule_stability: near={near}; this graph has {graph.n_edges} edges.")

@@ -30,15 +30,13 @@ from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.prompt_sets import PromptSets
 from workbench.workflows.trust_page import trust_sections
 from workbench.workflows.verdict import (
-    against,
     competence_text,
     competence_warning,
     differences_text,
-    metric_words,
-    number,
     sentences,
     verdict,
 )
+from workbench.workflows.wording import against, metric_words, number
 
 SHOWN_PROMPTS = 3
 SHOWN_HEADS = 12

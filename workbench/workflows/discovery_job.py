@@ -79,7 +79,7 @@ class DiscoveryJob:
 
     @cached_property
     def graph(self) -> Graph:
-        """The edges of the model. What is a dead end among them depends on answers and values: ask the runs."""
+        """The edges of the model. Which are dead ends depends on answers and values: see `graph_of_runs`."""
         return Graph.of(self.model)
 
     @property

@@ -16,7 +16,8 @@ from workbench.statistics import interval_text
 from workbench.text import listed
 from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.summary import edges_of_kind
-from workbench.workflows.verdict import against, edges_text, number, other_task_passes
+from workbench.workflows.verdict import other_task_passes
+from workbench.workflows.wording import against, edges_text, number
 
 NUMBERS = "The numbers"
 SHOWN_EDGES = 8

@@ -4,7 +4,6 @@ Read `headline`: a report, the command and `summary.json` begin with it. Nothing
 comes from the test prompts, which chose nothing.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,9 +13,20 @@ from workbench.discovery.criteria import USUAL_PROMPTS, Criteria
 from workbench.discovery.frontier import failing
 from workbench.engine.resemblance import near_model
 from workbench.evaluation.controls import OTHER_TASK
-from workbench.tasks.measure import Estimate, Score
+from workbench.tasks.measure import Score
 from workbench.text import listed
 from workbench.workflows.discovery_run import DiscoveryRun
+from workbench.workflows.wording import (
+    VALUES,
+    against,
+    against_all,
+    beginning_against,
+    edges_text,
+    metric_words,
+    number,
+    percent,
+    share_text,
+)
 
 CAPABLE = 0.85
 """Share of prompts with right above wrong under which a model is said not to do the task."""
@@ -35,8 +45,6 @@ STABLE_SHARE = 0.8
 """Share of draws of the prompts in which the rule has to find a circuit."""
 ABOVE_ONE = 1.005
 """A faithfulness from which on it is shown as more than 1."""
-VALUES = ("zero", "mean")
-"""Ablations that are values and no counterfactuals."""
 BOUNDS = {
     "faithfulness": "interval of faithfulness", "error": "error per prompt",
     "prompts_near": "share of prompts near the model", "kl_recovered": "KL recovered",
@@ -44,10 +52,6 @@ BOUNDS = {
 }  # fmt: skip
 """What each bound of `Criteria` is of, in words."""
 Verdict = Literal["circuit", "fails on test prompts", "no circuit", "too large"]
-_WORDS = {
-    "diff": "difference", "prob": "probability", "logprob": "log probability", "nll": "negative log likelihood",
-    "kl": "KL",
-}  # fmt: skip
 
 
 def verdict(run: DiscoveryRun) -> Verdict:
@@ -94,12 +98,12 @@ def competence_text(score: Score) -> str:
     right, first = score.right_above_wrong, score.first_choice
     if not np.isfinite(right.mean):
         return (
-            f"The right answer is the model's first choice on {_percent(first)} of {score.n} prompts. The prompts "
+            f"The right answer is the model's first choice on {percent(first)} of {score.n} prompts. The prompts "
             "do not say which answers are wrong."
         )
     return (
-        f"The model puts the right answer above the wrong one on {_percent(right)} of {score.n} prompts, and makes "
-        f"it its first choice on {_percent(first)}."
+        f"The model puts the right answer above the wrong one on {percent(right)} of {score.n} prompts, and makes "
+        f"it its first choice on {percent(first)}."
     )
 
 
@@ -122,14 +126,7 @@ def sentences(run: DiscoveryRun) -> list[str]:
     """Those of the headline: the claim first, then its numbers, then what speaks against it."""
     told = [_claim(run), _in_units(run), _prompt_by_prompt(run), _faithfulness(run)]
     told += [_failures(run, name) for name in run.counterfactuals]
-    if _are_apart(run):
-        best = best_counterfactual(run)
-        told.append(
-            f"So it is the circuit of the difference {best}, not of the task."
-            if holds_on_test(run, best)
-            else f"It carries the difference {best} better than the others, and none of them fully."
-        )
-    told += _above_one(run)
+    told += [_nearest_difference(run), *_above_one(run)]
     if len(run.counterfactuals) == 1:
         (name,) = run.counterfactuals
         told.append(
@@ -207,6 +204,19 @@ def is_one_difference(run: DiscoveryRun) -> bool:
     return _are_apart(run)
 
 
+def _nearest_difference(run: DiscoveryRun) -> str:
+    """Which difference the circuit carries best; "" where it carries all alike."""
+    # Of two counterfactuals that are nearly one, the caveats say so.
+    if not _are_apart(run) or (len(run.counterfactuals) == 2 and are_alike(run)):
+        return ""
+    best = best_counterfactual(run)
+    if holds_on_test(run, best):
+        return f"So it is the circuit of the difference {best}, not of the task."
+    if any(holds_on_test(run, name) for name in run.counterfactuals):
+        return ""
+    return f"It carries the difference {best} better than the others, and none of them fully."
+
+
 def _are_apart(run: DiscoveryRun) -> bool:
     """Whether the circuit reproduces one counterfactual much better than another."""
     values = [_value(run, name, "faithfulness") for name in run.counterfactuals]
@@ -223,36 +233,6 @@ def best_counterfactual(run: DiscoveryRun) -> str:
     return min(run.counterfactuals, key=lambda name: abs(_value(run, name, "faithfulness") - 1))
 
 
-def edges_text(n: int) -> str:
-    """A number of edges in words."""
-    return f"{n:,} {'edge' if n == 1 else 'edges'}"
-
-
-def number(value: object) -> str:
-    """A number with two digits after the point, and no minus before a zero.
-
-    >>> number(-0.001)
-    '0.00'
-    """
-    return f"{round(float(value), 2) + 0.0:.2f}"  # pyright: ignore[reportArgumentType]
-
-
-def metric_words(name: str) -> str:
-    """A metric as it is called in a sentence.
-
-    >>> metric_words("logit_diff")
-    'logit difference'
-    """
-    return " ".join(_WORDS.get(part, part) for part in name.split("_"))
-
-
-def _percent(estimate: Estimate) -> str:
-    text = f"{estimate.mean:.0%}"
-    if np.isfinite(estimate.low) and np.isfinite(estimate.high):
-        text += f" [{estimate.low:.0%}, {estimate.high:.0%}]"
-    return text
-
-
 def _carry(n: int) -> str:
     return f"{edges_text(n)} {'carries' if n == 1 else 'carry'}"
 
@@ -266,29 +246,12 @@ def _ablations(run: DiscoveryRun) -> list[str]:
     return [str(name) for name in run.evaluation["ablation"].values]
 
 
-def against(name: str) -> str:
-    return f"with {name} values" if name in VALUES else f"against {name}"
-
-
-def _beginning(name: str) -> str:
-    """The same at the beginning of a sentence."""
-    text = against(name)
-    return f"{text[0].upper()}{text[1:]}"
-
-
-def _against_all(names: Sequence[str]) -> str:
-    """ "against swap and abc", or "with zero values"."""
-    if names[0] in VALUES:
-        return listed(map(against, names))
-    return f"against {listed(names)}"
-
-
 def _claim(run: DiscoveryRun) -> str:
     """How many edges do what."""
     circuit, n = run.circuit, run.evaluation.attrs["n"]
     edges = f"{circuit.n_edges:,} of the model's {edges_text(circuit.graph.n_edges)}"
     share = f"({circuit.n_edges / circuit.graph.n_edges:.1%})"
-    counterfactuals = _against_all(run.counterfactuals)
+    counterfactuals = against_all(run.counterfactuals)
     found = verdict(run)
     if found == "too large":
         kept = "keep the criteria" if passes_on_test(run) else "fail the criteria"
@@ -360,20 +323,20 @@ def _faithfulness(run: DiscoveryRun) -> str:
 def _above_one(run: DiscoveryRun) -> list[str]:
     """What a faithfulness above 1 means, where one is shown."""
     above = [name for name in _ablations(run) if _value(run, name, "faithfulness") >= ABOVE_ONE]
-    surely = [name for name in above if _value(run, name, "low") > 1]
-    by_chance = [name for name in above if name not in surely]
-    told = []
-    if surely:
-        told.append(
-            f"That faithfulness is above 1 {listed(map(against, surely))} means that the circuit moves the metric "
-            "further than the whole model does: edges that work against the behaviour are left out."
-        )
-    if by_chance:
-        told.append(
-            f"That faithfulness is above 1 {listed(map(against, by_chance))} may be chance: the interval does not "
-            "exclude 1."
-        )
-    return told
+    certain = [name for name in above if _value(run, name, "low") > 1]
+    uncertain = [name for name in above if _value(run, name, "low") <= 1]
+    unknown = [name for name in above if name not in (*certain, *uncertain)]
+    meanings = {
+        "means that the circuit moves the metric further from that of no edge than the whole model does, as it can "
+        "where edges that work against the behaviour are left out": certain,
+        "may be chance: the interval holds 1": uncertain,
+        "may be chance: there is no interval": unknown,
+    }
+    return [
+        f"That faithfulness is above 1 {listed(map(against, names))} {meaning}."
+        for meaning, names in meanings.items()
+        if names
+    ]
 
 
 def _far_off(run: DiscoveryRun, name: str) -> str:
@@ -386,7 +349,7 @@ def _far_off(run: DiscoveryRun, name: str) -> str:
     if not share > FAR_SHARE + 1e-9 or name in VALUES:
         return ""
     row = run.evaluation.sel(circuit="circuit", ablation=name)
-    text = f"{_beginning(name)} it misses the model on {share:.0%} of the prompts by more than half of their own gap"
+    text = f"{beginning_against(name)} it misses the model on {share:.0%} of the prompts by more than half of their own gap"
     if "example" not in row["m_circuit"].dims:
         return f"{text}."
     ours, model, empty = (row[key].values for key in ("m_circuit", "m_full", "m_empty"))
@@ -433,8 +396,8 @@ def _caveats(run: DiscoveryRun) -> list[str]:
         )
     if are_alike(run):
         caveats.append(
-            f"The scores of all edges against {run.evaluation.attrs['most_alike']} are nearly the same: these are "
-            "hardly two counterfactuals."
+            f"The scores of all edges against {run.evaluation.attrs['most_alike']} are nearly proportional: these "
+            "are hardly two counterfactuals."
         )
     if run.controls is not None and other_task_passes(run.controls):
         task = run.controls.attrs.get("other_task", "")
@@ -465,7 +428,7 @@ def other_task_passes(controls: xr.Dataset) -> bool:
 def _failures(run: DiscoveryRun, name: str) -> str:
     """Which criteria fail against a counterfactual, and by how much; "" where all hold."""
     row, bounds = run.evaluation.sel(circuit="circuit", ablation=name), run.criteria
-    text = _beginning(name)
+    text = beginning_against(name)
     if not np.isfinite(float(row["error"])):
         return f"{text} nothing can be judged: the metric does not change on these prompts."
     low, high = bounds.faithfulness
@@ -490,7 +453,7 @@ def _error_text(row: xr.Dataset, bounds: Criteria) -> str:
     if not float(row["prompts_near"]) >= bounds.prompts_near:
         texts.append(
             "the share of prompts on which it misses the model by at most half of the prompt's own gap is "
-            f"{_share(row['prompts_near'])} ({bounds.prompts_near:.0%} needed)"
+            f"{share_text(row['prompts_near'])} ({bounds.prompts_near:.0%} needed)"
         )
     return ", and ".join(texts)
 
@@ -500,13 +463,10 @@ def _answers_text(row: xr.Dataset, bounds: Criteria) -> str:
     texts = []
     if not float(row["answers_kept"]) >= bounds.answers_kept:
         texts.append(
-            f"right answers kept are {_share(row['answers_kept'])} ({bounds.answers_kept:.0%} needed)"
+            f"right answers kept are {share_text(row['answers_kept'])} ({bounds.answers_kept:.0%} needed)"
         )
     if not float(row["same_choice"]) >= bounds.same_choice:
-        texts.append(f"first choices kept are {_share(row['same_choice'])} ({bounds.same_choice:.0%} needed)")
+        texts.append(
+            f"first choices kept are {share_text(row['same_choice'])} ({bounds.same_choice:.0%} needed)"
+        )
     return ", and ".join(texts)
-
-
-def _share(value: object) -> str:
-    share = float(value)  # pyright: ignore[reportArgumentType]
-    return f"{share:.1%}" if np.isfinite(share) else "not measured"
