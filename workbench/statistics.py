@@ -115,7 +115,7 @@ def mean_interval(
 
 
 def share_interval(n_hits: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share: resamples of prompts that are all right would know no other share.
+    """Wilson's interval of a share. Where all are hits, a bootstrap interval has no width, and this one has.
 
     Source: Brown, Cai and DasGupta 2001, "Interval estimation for a binomial proportion".
 

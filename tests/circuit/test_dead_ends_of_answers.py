@@ -9,7 +9,7 @@ from workbench.circuit.circuit import Circuit
 from workbench.circuit.formats import read_circuit, write_circuit
 from workbench.circuit.graph import Graph
 from workbench.circuit.random import add_path, random_circuits
-from workbench.errors import WorkbenchWarning
+from workbench.errors import CircuitError, SiteError, WorkbenchWarning
 from workbench.sites import Shape
 
 SHAPE = Shape(2, 4, 2, 32, 8, 128, 100, 64)
@@ -47,6 +47,8 @@ def test_a_joined_circuit_keeps_what_either_side_keeps():
     assert (read - plain).pruned == read
     assert (plain ^ read).graph.answers_attend
     assert not (plain | plain).graph.answers_attend
+    with pytest.raises(SiteError, match="Graphs of different edges"):
+        PLAIN.joined(Graph.of(SHAPE, positions="END"))
 
 
 def test_a_circuit_on_the_plain_graph_keeps_them_too():
@@ -64,11 +66,13 @@ def test_the_circuit_of_nodes_has_no_other_nodes():
 
 def test_files_of_other_tools_are_read_with_the_edges_that_answers_read(tmp_path):
     circuit = Circuit.of(READ, [KEY, "input->logits"])
-    with pytest.warns(WorkbenchWarning, match="answers_attend=True"):
+    with pytest.warns(WorkbenchWarning, match="1 of 2 edges lead to keys and values"):
         write_circuit(circuit, tmp_path / "c.pt")
     assert read_circuit(tmp_path / "c.pt", positive="supports", shape=SHAPE, answers_attend=True) == circuit
     circuit.save(tmp_path / "c.json")
     assert read_circuit(tmp_path / "c.json").pruned == circuit
+    with pytest.raises(CircuitError, match="is our own: it says whether answers attend"):
+        read_circuit(tmp_path / "c.json", answers_attend=True)
 
 
 def test_a_warning_of_dead_ends_says_where_paths_may_end():

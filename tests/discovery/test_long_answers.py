@@ -228,6 +228,26 @@ def test_a_greedy_search_grows_from_the_outputs_of_its_own_runs():
     assert order.tolist() != grown(Graph.of(model), rank, circuit.n_requested).tolist()
 
 
+@pytest.mark.parametrize("strategy", ["top", "greedy"])
+def test_a_search_with_values_that_cover_answers_has_their_dead_ends(strategy):
+    model, pairs = model_of("gpt2"), answered()
+    scores = wb.score_edges(
+        model, pairs, value=corrupt_runs(model, pairs).value, metric=DIFF, method="eap", progress=False
+    )
+    covered = Circuits(model, Graph.of(model), pairs, value=zero(), metric=DIFF)
+    circuit = wb.find_circuit(
+        scores, min_faithfulness=0.3, strategy=strategy, model=model, pairs=pairs, value=zero(), metric=DIFF
+    )
+    assert not circuit.graph.answers_attend
+    assert (circuit.edges == covered.graph.prune(circuit.edges)).all()
+    curve = wb.faithfulness_curve(
+        scores, model, pairs, value=zero(), metric=DIFF, sizes=[0.2, 0.6], progress=False
+    )
+    for n, n_pruned in zip(curve["n_edges"].values, curve["n_pruned"].values, strict=True):
+        order = np.argsort(-np.abs(np.nan_to_num(scores.values)), axis=None, kind="stable")
+        assert n_pruned == covered.graph.prune(first_edges(covered.graph, order, int(n))).sum()
+
+
 def test_criteria_with_other_values_than_the_scores_keep_the_edges_that_answers_read():
     model, pairs = model_of("gpt2"), answered()
     runs = corrupt_runs(model, pairs)

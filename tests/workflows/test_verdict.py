@@ -187,7 +187,7 @@ def test_prompts_on_which_the_circuit_does_nothing_are_in_the_headline():
 def test_faithfulness_above_one_is_explained_by_its_interval():
     beyond = discovery_run({"swap": {"faithfulness": 1.04, "low": 1.02, "high": 1.06}})
     assert (
-        "That faithfulness is above 1 against swap means that the circuit moves the metric further from that of no edge "
+        "That faithfulness is above 1 against swap means that the circuit changes the metric more "
         "than the whole model does" in headline(beyond)
     )
     within = discovery_run({"swap": {"faithfulness": 1.02, "low": 0.98, "high": 1.06}})
@@ -220,6 +220,18 @@ def test_which_difference_a_failing_circuit_carries_is_said_only_where_it_is_kno
     run = discovery_run({"swap": {"kl_recovered": 0.1}, "abc": other}, criteria=wide)
     run.evaluation["holds_a"][:] = True
     assert "none of them fully" not in headline(run)
+    assert "So it is the circuit of the difference abc, not of the task." in headline(run)
+    assert title_of(run).startswith("Circuit of the difference abc")
+
+
+def test_a_circuit_that_keeps_all_criteria_is_not_one_difference_and_neither_is_none():
+    apart = {
+        "swap": {"faithfulness": 0.88, "low": 0.86},
+        "abc": {"faithfulness": 1.1, "low": 1.05, "high": 1.14},
+    }
+    assert title_of(discovery_run(apart)).startswith("Circuit of 8 edges")
+    for run in (discovery_run(apart), discovery_run({"swap": {}, "abc": BAD}, recommended=False)):
+        assert "So it is the circuit" not in headline(run)
 
 
 def test_nothing_is_judged_where_the_metric_does_not_change():

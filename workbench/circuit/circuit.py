@@ -139,8 +139,8 @@ class Circuit:
     ) -> "Circuit":
         """The circuit of every edge between these components (`a9.9`, `m3`, `m3:113`).
 
-        Input and logits are always in. What answers of several tokens read of other heads' keys and values is
-        left out with those heads.
+        Input and logits are always in. Edges into keys and values of other heads are left out, also where answers of
+        several tokens read these.
 
         Raises:
             CircuitError: a component that the graph does not have.

@@ -177,9 +177,9 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
     if not (same and np.array_equal(one.graph.exists, two.graph.exists)):
         differ = differences(Graph(a.graph.shape), Graph(b.graph.shape), "b")
         raise CircuitError(f"compare: the circuits are for different graphs. They differ in {differ}.")
-    # On one graph, so that set algebra takes both: sizes that decide no edge are those of `a`, and what is no dead
-    # end in one of them is none in the other.
-    graph = one.graph.joined(two.graph)
+    # On one graph, so that set algebra takes both: sizes that decide no edge are those of `a`, and an edge that leads
+    # to an output in either graph is kept in both.
+    graph = one.graph.joined(replace(two.graph, shape=one.graph.shape))
     return Comparison(replace(one, graph=graph), replace(two, graph=graph), collapsed)
 
 

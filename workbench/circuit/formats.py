@@ -64,8 +64,8 @@ def read_circuit(
         shape: the model or `Shape` the circuit is of. Without one, what another tool's file does not say is
             assumed and named in `attrs["assumed"]`: as many kv heads as heads, d_head = d_model / n_heads,
             d_mlp = 4 d_model, and the vocabulary and context of GPT-2.
-        answers_attend: as in `Graph`, of a file that does not say it: edges into keys and values that lead to no
-            logits are then kept.
+        answers_attend: as in `Graph`, of another tool's file, which does not say it: edges into keys and values
+            that lead to no logits are then kept.
 
     Raises:
         CircuitError: no such file, a malformed file, one for another model, or a missing `positive`.
@@ -82,11 +82,14 @@ def read_circuit(
             raise CircuitError(
                 f"{str(path)!r} is our own: its positive scores support the behaviour. Leave positive= out."
             )
+        if answers_attend:
+            raise CircuitError(
+                f"{str(path)!r} is our own: it says whether answers attend to the prompt. Leave answers_attend= out."
+            )
         circuit = Circuit.load(path)
         if shape is not None:
             circuit.check_fits(shape)
-        graph = replace(circuit.graph, answers_attend=answers_attend or circuit.graph.answers_attend)
-        return replace(circuit, graph=graph)
+        return circuit
     if positive is None:
         raise CircuitError(
             f"{str(path)!r} is {source.title}, which does not say what a positive score means. "
@@ -151,10 +154,12 @@ def write_circuit(
             f"write_circuit: {target.name} holds no positions and no neurons of MLPs. Write "
             "circuit.collapsed."
         )
-    if circuit.graph.answers_attend:
+    n_read_by_answers = circuit.n_edges - int(Graph(circuit.graph.shape).prune(circuit.edges).sum())
+    if circuit.graph.answers_attend and n_read_by_answers:
         warn(
-            f"write_circuit: {target.name} does not say that answers of several tokens read keys and values of the "
-            "prompt. Read the file with read_circuit(..., answers_attend=True), or edges into these are left out."
+            f"write_circuit: {n_read_by_answers:,} of {circuit.n_edges:,} edges lead to keys and values that answers "
+            f"of several tokens read, and to no logits. {target.name} does not say so: without "
+            "read_circuit(..., answers_attend=True) they are left out as dead ends."
         )
     with whole(path) as partial:
         target.dump(to_foreign(circuit, _SIGNS[positive]), partial)

@@ -144,8 +144,15 @@ class Graph:
         return cls(shape, (*named, REST), layers, answers_attend)
 
     def joined(self, *others: "Graph") -> "Graph":
-        """This graph, where answers attend if they do in any of these: then a dead end is one in all of them."""
+        """This graph and equal ones as one: an edge is a dead end of it only if it is one in each of them.
+
+        Raises:
+            SiteError: a graph with other edges.
+        """
         graphs = (self, *others)
+        for other in others:
+            if other != self:
+                raise SiteError(f"Graphs of different edges cannot be joined: {self}, and {other}.")
         return replace(self, answers_attend=any(graph.answers_attend for graph in graphs))
 
     @classmethod
@@ -324,7 +331,7 @@ class Graph:
     def between(self, writers: np.ndarray) -> np.ndarray:
         """The edges between some components, `input` and `logits` included.
 
-        Where answers attend to the prompt, what they read of other heads' keys and values is left out with those.
+        Edges into keys and values of other heads are left out, also where answers read these.
 
         bool [..., (pos,) writer, reader], from bool [..., writer].
         """

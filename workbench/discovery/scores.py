@@ -23,7 +23,7 @@ from workbench.discovery.score_arrays import check_finite_scores, graph_in_attrs
 from workbench.discovery.score_table import ScoreTable, labelled
 from workbench.discovery.settled import settled_scores
 from workbench.engine.circuits import Circuits
-from workbench.engine.continuations import graph_with_answers
+from workbench.engine.continuations import graph_as_run
 from workbench.engine.counterfactuals import pairs_for
 from workbench.engine.nodes import writer
 from workbench.engine.values import Value
@@ -302,7 +302,7 @@ def score_nodes(
             f"score_nodes: method={method!r} gives effects in the metric's unit; normalized=True "
             "goes with methods of edges, such as eap."
         )
-    graph = graph_with_answers(Graph.of(model), model, pairs, metric, value)
+    graph = graph_as_run(Graph.of(model), model, pairs, metric, value)
     sites = [writer(name, graph.shape).site for name in graph.writers]
     # An effect is what patching changes; a score is what is lost by it, so the sign turns.
     scores = -effects(model, pairs, sites=sites, method=method, **shared)

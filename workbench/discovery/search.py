@@ -169,8 +169,8 @@ def find_circuit(
             gradients, accepting = (
                 runs_by_name(scores, graph, model, half, value, metric, budget) for half in halves
             )
-        # Runs with other values than the scores' may have fewer dead ends.
-        graph = graph.joined(graph_of_runs(several))
+        # The runs decide what is a dead end: they may have other values than the scores.
+        graph = graph_of_runs(several)
         search = by_criteria(
             _ordered(graph, rank, strategy, graph.n_edges),
             several,
@@ -186,7 +186,7 @@ def find_circuit(
         raise CircuitError("find_circuit: min_faithfulness= takes one value; criteria= takes several.")
     runs = runs_of(scores, graph, min_faithfulness, model, pairs, value, metric, budget)
     assert pairs is not None  # without them there are no runs
-    graph = graph.joined(runs.graph)
+    graph = runs.graph
     order = _ordered(graph, rank, strategy, graph.n_edges)
     n_chosen = smallest_size(runs, order, min_faithfulness)
     circuit = _circuit_of(scores, graph, first_edges(graph, order, n_chosen), values, by)
@@ -235,8 +235,8 @@ def _check_enough(*sets: PromptPairs) -> None:
         )
     if fewest < USUAL_PROMPTS:
         warn(
-            f"find_circuit: only {fewest} prompts choose, and a circuit keeps the criteria on so few by luck at times: "
-            f"give {USUAL_PROMPTS} or more, and twice as many with refine=."
+            f"find_circuit: only {fewest} prompts choose, and a circuit keeps the criteria on so few by luck at "
+            f"times: give {USUAL_PROMPTS} or more, and twice as many with refine=."
         )
 
 

@@ -395,7 +395,7 @@ class Circuits:
 
 
 def graph_of_runs(runs: Mapping[str, Circuits]) -> Graph:
-    """The graph of runs on the same edges; a dead end in it is one in all of them.
+    """The graph of runs on the same edges: an edge is a dead end of it only if it is one in all of them.
 
     With answers of several tokens they differ in that: runs with zero values cover the answers, runs with corrupt
     values do not (see `Graph.answers_attend`).

@@ -62,17 +62,18 @@ def answer_attrs(rows: Expansion, value: Value, sites: Iterable[Site] = ()) -> d
 def answers_attend(rows: Expansion, value: Value) -> bool:
     """Whether tokens of answers, which the value does not cover, follow a prompt (see `Graph`)."""
     pairs = rows.examples
+    # Rows of wrong answers have negative weights; where there are none, the metric does not read these answers.
+    read = [pairs.answers, pairs.wrong] if bool((rows.weight < 0).any()) else [pairs.answers]
     # By the width of the tables, not by the answers: parts of a set of prompts must agree on what is a dead end.
-    longest = max(pairs.answers.shape[2], pairs.wrong.shape[2])
+    longest = max(table.shape[2] for table in read)
     return not rows.plain and not value.covers_answers and longest > 1
 
 
-def graph_with_answers(
+def graph_as_run(
     graph: Graph, model: Model, pairs: PromptPairs, metric: str | Metric | Callable[..., Tensor], value: Value
 ) -> Graph:
     """A graph with the dead ends that it has where these pairs are run with a value."""
-    attend = answers_attend(expand(model, pairs, metric), value)
-    return replace(graph, answers_attend=graph.answers_attend or attend)
+    return replace(graph, answers_attend=answers_attend(expand(model, pairs, metric), value))
 
 
 _FIELD = {"pos": "pos", "query_pos": "pos", "key_pos": "key_pos"}

@@ -69,8 +69,8 @@ def controls(
     is *specific* where its error is below that of all of them. "another task": the circuit `other`. "strongest
     and random": its 100 strongest edges (half of them, where it has fewer than 200), and random edges of the
     graph up to the same number, 20 times. "random paths": whole paths up to its number of edges, 20 times.
-    "complement": all edges that it lacks. Dead ends are pruned; a draw of which nothing is left counts like
-    the others.
+    (Paths are whole in the graph that all runs share, `graph_of_runs`.) "complement": all edges that it lacks.
+    Dead ends are pruned; a draw of which nothing is left counts like the others.
 
     Cost: 2 + `draws` + 40 circuits (one more with `other`) on every prompt and counterfactual, and the empty
     circuit.

@@ -20,7 +20,7 @@ from workbench.arguments import called, checked
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.score_arrays import graph_of, is_number
 from workbench.discovery.search import RANKINGS, find_circuit
-from workbench.engine.continuations import graph_with_answers
+from workbench.engine.continuations import graph_as_run
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName, unwarned
 from workbench.evaluation.checks import faithfulness_of
@@ -87,14 +87,14 @@ def faithfulness_curve(
         "progress": progress,
     }  # fmt: skip
     if isinstance(scores, Circuit):
-        circuit = replace(scores, graph=graph_with_answers(scores.graph, model, pairs, metric, value))
+        circuit = replace(scores, graph=graph_as_run(scores.graph, model, pairs, metric, value))
         circuits, counts = _growth(circuit, sizes)
         result = evaluate(circuits, model, pairs, **measuring)
         attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": "circuit"}
         return xr.Dataset(_by_size(result, counts), coords={"size": list(counts)}, attrs=clean_attrs(attrs))
     shares = _shares(sizes)
-    # With another value than that of the scores, other edges may be dead ends.
-    graph = graph_with_answers(graph_of(scores), model, pairs, metric, value)
+    # The value decides what is a dead end: it may be another than that of the scores.
+    graph = graph_as_run(graph_of(scores), model, pairs, metric, value)
     scores = scores.assign_attrs(graph=json.dumps(graph.to_dict()))
     # Rounded down, as MIB does: on small graphs the first sizes hold no edge.
     counts = [int(share * graph.n_edges) for share in shares]

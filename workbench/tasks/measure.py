@@ -48,7 +48,10 @@ class Estimate:
 
     @classmethod
     def of_share(cls, hits: Bool[Tensor, "example"]) -> "Estimate":
-        """The share of prompts that are hits, with Wilson's interval. One prompt has no interval."""
+        """The share of prompts that are hits, with Wilson's interval, as if no prompt were a copy of another.
+
+        One prompt has no interval.
+        """
         share = float(hits.double().mean())
         if len(hits) < 2:
             return cls(share)

@@ -78,8 +78,8 @@ def cost_of(job: DiscoveryJob) -> DiscoverCost:
     # Circuits of the sizes that are tried, of a ranking like the one that will be made: small ones cost less.
     order = job.order(score_edges(job.model, pairs, **scored))
     sizes = grid_of_sizes(graph.n_edges, job.criteria.at_most)
-    with_answers = graph_of_runs(runs)
-    masks = np.stack([with_answers.prune(first_edges(graph, order, size)) for size in sizes[::SIZES_APART]])
+    graph_run = graph_of_runs(runs)
+    masks = np.stack([graph_run.prune(first_edges(graph, order, size)) for size in sizes[::SIZES_APART]])
     circuit = _seconds(lambda: one.measure(masks)) / (len(masks) * TRIED)
     gradient = 0.0
     # Larger graphs are refined along the ranking, without gradients.

@@ -3,6 +3,7 @@
 Read `run`. Each step uses one of the three sets of prompts, and says which. Nothing here is drawn or written.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -434,6 +435,8 @@ class DiscoveryJob:
                 self.model, pairs, value=of_task.counterfactuals, metric=of_task.metric, method="eap-ig-inputs",
                 progress=False,
             )  # fmt: skip
+            # Dead ends are those of the prompts that it will be run on: its own may have answers of one token.
+            scores.attrs["graph"] = json.dumps(circuit.graph.to_dict())
             return find_circuit(scores, n_edges=max(1, circuit.n_edges))
         return None
 

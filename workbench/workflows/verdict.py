@@ -80,7 +80,7 @@ def title_of(run: DiscoveryRun) -> str:
         return f"{edges}, which is too many for a circuit: {subject}"
     name = f"Circuit of {edges}"
     if is_one_difference(run):
-        name = f"Circuit of the difference {best_counterfactual(run)} ({edges})"
+        name = f"Circuit of the {_differences(run)} ({edges})"
     elif run.counterfactuals[0] in VALUES:
         name += f" with {run.counterfactuals[0]} values"
     if found == "fails on test prompts":
@@ -199,7 +199,7 @@ def is_one_difference(run: DiscoveryRun) -> bool:
     """Whether the circuit is known to reproduce one counterfactual only, or much better than another."""
     if len(run.counterfactuals) == 1:
         return run.counterfactuals[0] not in VALUES
-    if len(run.counterfactuals) == 2 and are_alike(run):
+    if len(run.counterfactuals) == 2 and _are_alike(run):
         return True
     return _are_apart(run)
 
@@ -207,30 +207,37 @@ def is_one_difference(run: DiscoveryRun) -> bool:
 def _nearest_difference(run: DiscoveryRun) -> str:
     """Which difference the circuit carries best; "" where it carries all alike."""
     # Of two counterfactuals that are nearly one, the caveats say so.
-    if not _are_apart(run) or (len(run.counterfactuals) == 2 and are_alike(run)):
+    is_one = len(run.counterfactuals) == 2 and _are_alike(run)
+    if verdict(run) != "fails on test prompts" or is_one or not _are_apart(run):
         return ""
-    best = best_counterfactual(run)
-    if holds_on_test(run, best):
-        return f"So it is the circuit of the difference {best}, not of the task."
     if any(holds_on_test(run, name) for name in run.counterfactuals):
-        return ""
-    return f"It carries the difference {best} better than the others, and none of them fully."
+        return f"So it is the circuit of the {_differences(run)}, not of the task."
+    return f"It carries the {_differences(run)} better than the others, and none of them fully."
+
+
+def _differences(run: DiscoveryRun) -> str:
+    """The counterfactuals that the circuit reproduces; where it reproduces none, the nearest to 1."""
+    names = [name for name in run.counterfactuals if holds_on_test(run, name)]
+    if len(names) in (0, len(run.counterfactuals)):
+        known = [name for name in run.counterfactuals if np.isfinite(_value(run, name, "faithfulness"))]
+        names = [
+            min(known or run.counterfactuals, key=lambda name: abs(_value(run, name, "faithfulness") - 1))
+        ]
+    return f"difference{'s' if len(names) > 1 else ''} {listed(names)}"
 
 
 def _are_apart(run: DiscoveryRun) -> bool:
     """Whether the circuit reproduces one counterfactual much better than another."""
+    if passes_on_test(run):
+        return False
     values = [_value(run, name, "faithfulness") for name in run.counterfactuals]
-    return max(values) - min(values) > APART
+    known = [value for value in values if np.isfinite(value)]
+    return bool(known) and max(known) - min(known) > APART
 
 
-def are_alike(run: DiscoveryRun) -> bool:
+def _are_alike(run: DiscoveryRun) -> bool:
     """Whether two of the counterfactuals are nearly one."""
     return run.evaluation.attrs.get("likeness", 0.0) >= ALIKE
-
-
-def best_counterfactual(run: DiscoveryRun) -> str:
-    """The counterfactual whose faithfulness is nearest to 1."""
-    return min(run.counterfactuals, key=lambda name: abs(_value(run, name, "faithfulness") - 1))
 
 
 def _carry(n: int) -> str:
@@ -326,15 +333,18 @@ def _above_one(run: DiscoveryRun) -> list[str]:
     certain = [name for name in above if _value(run, name, "low") > 1]
     uncertain = [name for name in above if _value(run, name, "low") <= 1]
     unknown = [name for name in above if name not in (*certain, *uncertain)]
-    meanings = {
-        "means that the circuit moves the metric further from that of no edge than the whole model does, as it can "
-        "where edges that work against the behaviour are left out": certain,
-        "may be chance: the interval holds 1": uncertain,
-        "may be chance: there is no interval": unknown,
-    }
+    further = (
+        "means that the circuit changes the metric more than the whole model does, both measured from the circuit "
+        "without an edge. It can where edges that work against the behaviour are left out."
+    )
+    meanings = [
+        (certain, further),
+        (uncertain, "may be chance: the interval holds 1."),
+        (unknown, "may be chance: there is no interval."),
+    ]
     return [
-        f"That faithfulness is above 1 {listed(map(against, names))} {meaning}."
-        for meaning, names in meanings.items()
+        f"That faithfulness is above 1 {listed(map(against, names))} {meaning}"
+        for names, meaning in meanings
         if names
     ]
 
@@ -349,7 +359,10 @@ def _far_off(run: DiscoveryRun, name: str) -> str:
     if not share > FAR_SHARE + 1e-9 or name in VALUES:
         return ""
     row = run.evaluation.sel(circuit="circuit", ablation=name)
-    text = f"{beginning_against(name)} it misses the model on {share:.0%} of the prompts by more than half of their own gap"
+    text = (
+        f"{beginning_against(name)} it misses the model on {share:.0%} of the prompts by more than half of their own "
+        "gap"
+    )
     if "example" not in row["m_circuit"].dims:
         return f"{text}."
     ours, model, empty = (row[key].values for key in ("m_circuit", "m_full", "m_empty"))
@@ -394,7 +407,7 @@ def _caveats(run: DiscoveryRun) -> list[str]:
             f"{near_copies:.0%} of the test prompts differ in at most one token from a prompt that made the scores or "
             "chose the size: the numbers hold for sentences like these."
         )
-    if are_alike(run):
+    if _are_alike(run):
         caveats.append(
             f"The scores of all edges against {run.evaluation.attrs['most_alike']} are nearly proportional: these "
             "are hardly two counterfactuals."
@@ -403,8 +416,8 @@ def _caveats(run: DiscoveryRun) -> list[str]:
         task = run.controls.attrs.get("other_task", "")
         other = f" ({task})" if task else ""
         caveats.append(
-            f"The circuit of another task{other}, of as many edges, keeps all criteria on {run.controls.attrs['n']} test "
-            "prompts: nothing here is particular to this task."
+            f"The circuit of another task{other}, of as many edges, keeps all criteria on {run.controls.attrs['n']} "
+            "test prompts: nothing here is particular to this task."
         )
     # Resamples are not refined: where refining alone led to a circuit, they say nothing of it.
     if run.stability is not None and run.chosen_by == "criteria" and "before refining" in run.circuits:

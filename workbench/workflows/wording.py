@@ -21,12 +21,13 @@ def edges_text(n: int) -> str:
 
 
 def number(value: object) -> str:
-    """A number with two digits after the point, and no minus before a zero.
+    """A number with two digits after the point, and no minus before a zero; a dash where it is unknown.
 
-    >>> number(-0.001)
-    '0.00'
+    >>> number(-0.001), number(float("nan"))
+    ('0.00', '–')
     """
-    return f"{round(float(value), 2) + 0.0:.2f}"  # pyright: ignore[reportArgumentType]
+    known = float(value)  # pyright: ignore[reportArgumentType]
+    return f"{round(known, 2) + 0.0:.2f}" if np.isfinite(known) else "–"
 
 
 def metric_words(name: str) -> str:
