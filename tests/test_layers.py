@@ -16,8 +16,8 @@ FOLDERS = (
     "models prompts metrics planted_models tasks stores circuit engine experiment "
     "interventions lenses probes discovery evaluation sweeps render workflows studies course cli"
 ).split()
-# Circuits draw themselves in a notebook, by an import inside `_repr_html_`.
-DRAWS_ITSELF = (("circuit.circuit", "render.circuit.html"),)
+# Circuits draw themselves in a notebook, and results by `result.wb`, by an import inside a method.
+DRAWS_ITSELF = (("circuit.circuit", "render.circuit.html"), ("results", "render.cards.card"))
 
 
 def modules() -> dict[str, Path]:

@@ -18,3 +18,9 @@ if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() and "torch" not
 __getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
 __all__ = sorted(_names)  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.2.0"
+
+# In a notebook results show themselves. The module is small: it imports what it shows when that is shown.
+if "IPython" in sys.modules:
+    from workbench.render import notebook
+
+    notebook.register()

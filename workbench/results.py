@@ -211,3 +211,52 @@ def _escape(text: str) -> str:
 
 def _unescape(text: str) -> str:
     return text.encode("ascii").decode("unicode_escape")
+
+
+class ResultAccessor:
+    """What a result says of itself: `result.wb.headline()`, `result.wb.table()`, `result.wb.plot()`.
+
+    Every array of xarray has it; those that no function of this package returned have no headline.
+    """
+
+    def __init__(self, result: Any) -> None:
+        self._result = result
+
+    def headline(self) -> str:
+        """A sentence or two: what was measured, the main number with its interval, and how far it goes.
+
+        Raises:
+            WorkbenchError: an array that no function of this package returned.
+        """
+        from workbench.render.cards import card
+
+        return card.headline(self._result)
+
+    def table(self, n: int = 8, *, circuit: Any = None) -> Any:
+        """The rows that a reader wants first, as a pandas table: of scores and effects the strongest cells.
+
+        Args:
+            n: at most so many rows.
+            circuit: whether this `Circuit` has the edge or component is in the column `in circuit`.
+
+        Raises:
+            WorkbenchError: a circuit beside a result whose rows are neither.
+        """
+        from workbench.render.cards import card
+
+        return card.table_of(self._result, n, circuit=circuit)
+
+    def plot(self, *, title: str | None = None, labels: Any = None) -> Any:
+        """The figure, as `wb.plot` draws it."""
+        from workbench.render.cards import card
+
+        return card.plot(self._result, title=title, labels=labels)
+
+
+for _kind, _add in (
+    (xr.DataArray, xr.register_dataarray_accessor),
+    (xr.Dataset, xr.register_dataset_accessor),
+):
+    # xarray warns of a second registration, as where this module is reloaded.
+    if not hasattr(_kind, "wb"):
+        _add("wb")(ResultAccessor)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from card_checks import checked_card
 from fake_sweeps import record, write_sweep
 from matplotlib.figure import Figure
 
@@ -180,7 +181,9 @@ ARRAYS = {
 @pytest.mark.parametrize("case", ARRAYS)
 def test_an_array_becomes_a_grid_or_bars_with_axis_words(lab, case):
     make, panels, labels = ARRAYS[case]
-    figure = wb.plot(make(lab), title=case)
+    result = make(lab)
+    checked_card(result)
+    figure = wb.plot(result, title=case)
     assert images(figure) == panels
     assert words(figure) == labels
 
@@ -234,6 +237,8 @@ CIRCUITS = {
 def test_what_is_found_about_circuits_has_a_picture(small, case):
     make, rows = CIRCUITS[case]
     result = make(small)
+    if case != "compare":
+        checked_card(result)
     figure = wb.plot(result, title=case)
     assert isinstance(figure, Figure)
     if rows is not None:
@@ -268,10 +273,15 @@ def test_probes_and_neurons_and_the_tuned_lens(lab, probed):
         "layers": [1, 3],
         "n_random": 19,
     }
-    checked = wb.plot(wb.causal_check(probed.probes, lab.model, probed.pairs, **options))
+    check = wb.causal_check(probed.probes, lab.model, probed.pairs, **options)
+    for shown in (check, probed.probes, probed.labels, probed.stores[0], probed.pairs):
+        checked_card(shown)
+    checked = wb.plot(check)
     assert [axes.get_title(loc="left") for axes in checked.axes] == ["erase", "swap"]
     assert ticks(checked, "x") == ["1", "3"]
-    neurons = wb.plot(wb.neuron_maps(probed.stores[0], probed.labels))
+    maps = wb.neuron_maps(probed.stores[0], probed.labels)
+    checked_card(maps)
+    neurons = wb.plot(maps)
     assert ticks(neurons, "x") == ["plural", "past"]
     assert len(ticks(neurons, "y")) == 24
     lens = wb.fit_tuned_lens(probed.stores[0], lab.model, epochs=1)
@@ -283,6 +293,7 @@ def test_probes_and_neurons_and_the_tuned_lens(lab, probed):
 
 def test_top_tokens_are_a_table_of_one_prompt(lab):
     lens = wb.top_tokens(lab.clean, lab.model, k=2)
+    checked_card(lens)
     figure = wb.plot(lens)
     strings = lab.pairs.clean.strings[0]
     assert ticks(figure, "x") == [s.replace(" ", "·") for s in strings]
@@ -361,6 +372,7 @@ def test_sweeps_and_what_differs_between_two(tmp_path):
     b = write_sweep(
         tmp_path / "b", [record(f"z[0.{i}]", [2.0 * i, 1.0], model="tiny@1000") for i in range(3)]
     )
+    checked_card(wb.load_sweep(a))
     assert images(wb.plot(wb.load_sweep(a))) == 1
     axes = wb.plot(wb.compare_sweeps(a, b)).axes[0]
     assert ticks(axes.figure, "y") == ["z[0.0]", "z[0.1]", "z[0.2]"]

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 import workbench as wb
 from workbench.cli.app import app
 from workbench.errors import SweepError, WorkbenchError
-from workbench.workflows.sweep import report_sweep, strongest
+from workbench.sweeps.strongest import strongest
+from workbench.workflows.sweep import report_sweep
 
 GOOD = [
     record(f"z[{layer}.{head}]", [-layer + 0.1, -layer - 0.1, -float(layer)])

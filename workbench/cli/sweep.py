@@ -220,9 +220,9 @@ def table(
 ) -> None:
     """The rows of a sweep as a file or as JSON, or the strongest ones as text."""
     from workbench.files import check_free, whole
+    from workbench.sweeps.strongest import strongest
     from workbench.sweeps.table import load_sweep
     from workbench.text import visible
-    from workbench.workflows.sweep import strongest
 
     swept = load_sweep(folder)
     files = [path for path in (csv, parquet) if path is not None]
