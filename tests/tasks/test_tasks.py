@@ -447,8 +447,10 @@ def test_an_answer_of_two_tokens_needs_another_metric(tiny):
         "Choose words that are one token in this vocabulary, or metric='sequence_logprob_diff'."
     )
     for call in (
-        lambda: wb.effects(tiny, pairs, sites=wb.grid("resid_pre", tiny, pos=["END"]), value=wb.zero()),
-        lambda: wb.score_edges(tiny, pairs, value=wb.zero()),
+        lambda: wb.effects(
+            tiny, pairs, sites=wb.grid("resid_pre", tiny, pos=["END"]), value=wb.zero(), metric="logit_diff"
+        ),
+        lambda: wb.score_edges(tiny, pairs, value=wb.zero(), metric="logit_diff"),
     ):
         with pytest.raises(MetricError, match="^" + re.escape(message) + "$"):
             call()

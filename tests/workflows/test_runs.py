@@ -156,6 +156,24 @@ def test_tables_are_compared_row_by_row(tmp_path):
         assert told in text, told
 
 
+def test_rows_that_have_names_are_matched_by_them_and_not_by_their_numbers(tmp_path):
+    scores = pd.DataFrame(
+        {"edge": ["a->b", "b->c", "c->d"], "score": [1.0, 2.0, 3.0], "in circuit": [True, True, False]}
+    )
+    changed = scores.assign(score=[1.5, 2.0, 2.9]).iloc[[2, 0, 1]].reset_index(drop=True)
+    fewer = changed.assign(**{"in circuit": [True, True, True]}).iloc[:2]
+    text = report_difference(*folders(tmp_path, moved=(scores, changed), fewer=(scores, fewer))).read_text()
+    for told in (
+        "3 rows are in both, 0 in a alone, 0 in b alone.",
+        "score: the largest difference is 0.5; the rank correlation of both is 1.000.",
+        "in circuit: the same.",
+        "2 rows are in both, 1 in a alone, 0 in b alone.",
+        "in circuit: different in 1 of 2 rows.",
+        "Rows are matched by edge",
+    ):
+        assert told in text, told
+
+
 def test_a_file_that_cannot_be_shown_leaves_the_others(runs, tmp_path):
     (runs / "a" / "edges.parquet").write_bytes((runs / "a" / "edges.parquet").read_bytes()[:40])
     wb.save(xr.DataArray(3.25, name="loss"), runs / "a" / "loss.nc")

@@ -13,7 +13,7 @@ from workbench.cli.bench import behaviours, circuits
 from workbench.cli.circuits import compare, convert, discover, evaluate_circuit
 from workbench.cli.course import course
 from workbench.cli.effects import effects, paths
-from workbench.cli.listings import list_names, measure
+from workbench.cli.listings import check, list_names, measure
 from workbench.cli.models import models
 from workbench.cli.output import say, spell_warnings
 from workbench.cli.runs import diff_runs, probe_store, report_run
@@ -65,6 +65,7 @@ for name, command in (
     ("effects", effects),
     ("paths", paths),
     ("measure", measure),
+    ("check", check),
     ("evaluate", evaluate_circuit),
     ("probe", probe_store),
     ("report", report_run),

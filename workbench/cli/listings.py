@@ -1,13 +1,14 @@
-"""`workbench measure` and `workbench ls`: what models can do, and the names that there are."""
+"""`workbench measure`, `check` and `ls`: what models can do, what prompts look like, and the names that there are."""
 
 import json
 import math
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli.options import Bos, Device
+from workbench.cli.options import Bos, Chat, Device, Json
 from workbench.cli.output import say
 
 if TYPE_CHECKING:
@@ -45,6 +46,33 @@ def measure(
             say(f"{score.behaviour}: not measured. {score.skipped}", err=True)
         elif not as_json:
             say(_line(score))
+
+
+def check(
+    prompts: Annotated[Path, typer.Argument(help="A .csv or .jsonl file of your own pairs.")],
+    model: Annotated[str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")],
+    as_json: Json = False,
+    device: Device = None,
+    bos: Bos = None,
+    chat: Chat = False,
+) -> None:
+    """Look at every row of a file of pairs: tokens, lengths, pairs that do not line up, and whether the model can do it.
+
+    Exits with 1 where a row has a problem.
+    """
+    import workbench as wb
+    from workbench.workflows.check_prompts import check_prompts
+
+    found = check_prompts(wb.load_model(model, device=device, bos=bos), prompts, chat=chat)
+    if as_json:
+        contents = {"source": found.source, "model": found.model, "n": found.n}
+        contents["problems"] = [asdict(problem) for problem in found.problems]
+        contents["competence"] = None if found.competence is None else _json_row(found.competence)
+        say(json.dumps(contents), as_json=True)
+    else:
+        say(str(found))
+    if found.problems:
+        raise typer.Exit(1)
 
 
 def _json_row(score: "Score") -> dict[str, Any]:

@@ -19,8 +19,7 @@ from workbench.discovery.score_arrays import finite_matrix_of, graph_of, is_numb
 from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName
-from workbench.metrics.metric import Metric
-from workbench.metrics.metric import metric as as_metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -43,7 +42,7 @@ def acdc(
     *,
     value: Value,
     threshold: float | None = None,
-    metric: str | Metric | Callable[..., Tensor] = "kl",
+    metric: str | Metric | Callable[..., Tensor] | None = "kl",
     order: Literal["late-first", "early-first", "random", "scores"] | str = "late-first",
     scores: xr.DataArray | None = None,
     positions: Position | list[Position] | None = None,
@@ -103,7 +102,7 @@ def acdc(
     if scores is not None and positions is not None:
         raise CircuitError("acdc: the graph of scores= has its positions already: leave positions= out.")
     check_seed(seed)
-    measure = as_metric(metric)
+    measure = metric_for(metric, pairs)
     graph = Graph.of(model, positions=positions)
     if scores is not None:
         graph = graph_of(scores)

@@ -25,8 +25,7 @@ from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName, unwarned, warn
-from workbench.metrics.metric import Metric
-from workbench.metrics.metric import metric as as_metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -53,7 +52,7 @@ def learn_circuit(
     value: Value,
     n_edges: int | None = None,
     n_nodes: int | None = None,
-    metric: str | Metric | Callable[..., Tensor] = "kl",
+    metric: str | Metric | Callable[..., Tensor] | None = "kl",
     start: xr.DataArray | Literal["scores", "open"] | str = "scores",
     restarts: int = 2,
     steps: int = 300,
@@ -80,7 +79,7 @@ def learn_circuit(
         n_edges: gates on edges, and how many stay (before pruning).
         n_nodes: gates on heads and MLPs (subnetwork probing) instead, and how many stay; the circuit is every
             edge between.
-        metric: of the loss.
+        metric: of the loss; None takes that of the pairs.
         start: where training starts: "scores" orders the gates by the magnitude of eap-ig-inputs scores,
             "open" has them all alike; or edge scores of your own.
         restarts: how many more trainings, with other noise, may follow one whose circuit keeps less than 90 %.
@@ -123,7 +122,7 @@ def learn_circuit(
         raise UnknownName("start", start, STARTS)
     check_seed(seed)
     check_gradients_pass(model)
-    measure = as_metric(metric)
+    measure = metric_for(metric, pairs)
     graph = Graph.of(model, positions=positions)
     on = "edges" if n_nodes is None else "nodes"
     target, most = (n_edges, graph.n_edges) if on == "edges" else (n_nodes, len(graph.writers) - 1)

@@ -20,7 +20,7 @@ from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
-from workbench.metrics.metric import Metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 
@@ -66,7 +66,7 @@ def find_by(
     pairs: PromptPairs,
     *,
     value: Value,
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     n_edges: int | None = None,
     steps: int | str | None = None,
     by_example: bool = False,
@@ -93,7 +93,12 @@ def find_by(
     """
     if method not in METHODS:
         raise UnknownName("method", method, METHODS)
-    shared: dict[str, Any] = {"value": value, "metric": metric, "budget": budget, "progress": progress}
+    shared: dict[str, Any] = {
+        "value": value,
+        "metric": metric_for(metric, pairs),
+        "budget": budget,
+        "progress": progress,
+    }
     if method == "acdc":
         if n_edges is not None:
             raise CircuitError(

@@ -29,8 +29,7 @@ from workbench.engine.nodes import writer
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
-from workbench.metrics.metric import Metric
-from workbench.metrics.metric import metric as as_metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -65,7 +64,7 @@ def score_edges(
     pairs: PromptPairs,
     *,
     value: Value | Mapping[str, Value],
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     method: str = "eap",
     steps: int | Literal["auto"] | str = 5,
     grid: Literal["left", "right", "midpoint"] | str = "midpoint",
@@ -87,7 +86,7 @@ def score_edges(
         value: the patched value of the writers, as in `effects`; it covers answers of several tokens where it
             does there. A mapping of names to values scores them side by side, on an axis `ablation`;
             `counterfactual_values` makes one of every corruption that the pairs have.
-        metric: a name, a `Metric` or a function. "kl" measures the distance to the clean run: its gradient
+        metric: a name, a `Metric` or a function; None takes that of the pairs. "kl" measures the distance to the clean run: its gradient
             there is 0, so methods that take gradients only there refuse it.
         method: a name in `METHODS`.
         steps: points on the path of the methods that take one. Five are too few where attention is hard;
@@ -155,7 +154,7 @@ def score_edges(
             "score_edges: keep=('pos',) is for gradient methods without positions=. "
             f"With method={method!r} name them: positions=[...] gives every edge a score at each."
         )
-    measure = as_metric(metric)
+    measure = metric_for(metric, pairs)
     circuits = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
     graph = circuits.graph
     _check_one_token(method, measure)
@@ -250,7 +249,7 @@ def score_nodes(
     pairs: PromptPairs,
     *,
     value: Value,
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     method: str = "eap",
     keep: Sequence[Literal["example"] | str] = (),
     steps: int | Literal["auto"] | str | None = None,
@@ -289,7 +288,8 @@ def score_nodes(
     unknown = [axis for axis in keep if axis != "example"]
     if unknown:
         raise UnknownName("keep", unknown[0], ("example",))
-    shared: dict[str, Any] = {"value": value, "metric": metric, "budget": budget, "progress": progress}
+    measure = metric_for(metric, pairs)
+    shared: dict[str, Any] = {"value": value, "metric": measure, "budget": budget, "progress": progress}
     if steps is not None:
         shared["steps"] = steps
     if method not in EFFECTS:
@@ -302,7 +302,7 @@ def score_nodes(
             f"score_nodes: method={method!r} gives effects in the metric's unit; normalized=True "
             "goes with methods of edges, such as eap."
         )
-    graph = graph_as_run(Graph.of(model), model, pairs, metric, value)
+    graph = graph_as_run(Graph.of(model), model, pairs, measure, value)
     sites = [writer(name, graph.shape).site for name in graph.writers]
     # An effect is what patching changes; a score is what is lost by it, so the sign turns.
     scores = -effects(model, pairs, sites=sites, method=method, **shared)
@@ -310,7 +310,7 @@ def score_nodes(
     if "example" not in keep:
         scores = scores.mean("example", keep_attrs=True)
     facts = {
-        "kind": "node_scores", "higher_is_better": int(as_metric(metric).higher_is_better),
+        "kind": "node_scores", "higher_is_better": int(measure.higher_is_better),
         "graph": json.dumps(graph.to_dict()), "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)),
         "value": value.describe(), "method": method,
     }  # fmt: skip

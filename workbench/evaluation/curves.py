@@ -25,7 +25,7 @@ from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName, unwarned
 from workbench.evaluation.checks import faithfulness_of
 from workbench.evaluation.evaluate import evaluate
-from workbench.metrics.metric import Metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -48,7 +48,7 @@ def faithfulness_curve(
     pairs: PromptPairs,
     *,
     value: Value,
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     by: Literal["magnitude", "signed"] | str = "magnitude",
     sizes: float | Sequence[Any] | None = None,
     level: float = 0.95,
@@ -82,19 +82,20 @@ def faithfulness_curve(
     """
     if isinstance(value, Mapping):
         raise CircuitError("faithfulness_curve: a curve has one value. Make one curve for each.")
+    measure = metric_for(metric, pairs)
     measuring: dict[str, Any] = {
-        "value": value, "metric": metric, "checks": (), "level": level, "budget": budget,
+        "value": value, "metric": measure, "checks": (), "level": level, "budget": budget,
         "progress": progress,
     }  # fmt: skip
     if isinstance(scores, Circuit):
-        circuit = replace(scores, graph=graph_as_run(scores.graph, model, pairs, metric, value))
+        circuit = replace(scores, graph=graph_as_run(scores.graph, model, pairs, measure, value))
         circuits, counts = _growth(circuit, sizes)
         result = evaluate(circuits, model, pairs, **measuring)
         attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": "circuit"}
         return xr.Dataset(_by_size(result, counts), coords={"size": list(counts)}, attrs=clean_attrs(attrs))
     shares = _shares(sizes)
     # The value decides what is a dead end: it may be another than that of the scores.
-    graph = graph_as_run(graph_of(scores), model, pairs, metric, value)
+    graph = graph_as_run(graph_of(scores), model, pairs, measure, value)
     scores = scores.assign_attrs(graph=json.dumps(graph.to_dict()))
     # Rounded down, as MIB does: on small graphs the first sizes hold no edge.
     counts = [int(share * graph.n_edges) for share in shares]

@@ -28,8 +28,7 @@ from workbench.engine.resemblance import MEASURES, Resemblance, resemblance
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.checks import CircuitChecks, faithfulness_of
-from workbench.metrics.metric import Metric
-from workbench.metrics.metric import metric as as_metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -47,7 +46,7 @@ def evaluate(
     pairs: PromptPairs,
     *,
     value: Value | Mapping[str, Value],
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     checks: str | Sequence[str] | None = None,
     level: float = 0.95,
     seed: int = 0,
@@ -129,7 +128,7 @@ def evaluate(
             {name: ", ".join(facts) for name, facts in own.items() if len(set(facts)) > 1}
         )
     # One `Circuits` for all: the clean run, the patched values and their batches are shared.
-    measure = as_metric(metric)
+    measure = metric_for(metric, pairs)
     runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
     # Dead ends are left out, of a circuit made by hand too.
     beside = resemblance(runs, runs.graph.prune(np.stack([one.edges for one in circuits])), progress=progress)
@@ -156,7 +155,7 @@ def minimality(
     pairs: PromptPairs,
     *,
     value: Value,
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     level: float = 0.95,
     seed: int = 0,
     budget: int | None = None,
@@ -183,7 +182,7 @@ def minimality(
     check_level(level)
     check_seed(seed)
     circuit.check_fits(model)
-    measure = as_metric(metric)
+    measure = metric_for(metric, pairs)
     runs = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)
     # Minimality is a share of F(M), so the empty circuit is not needed.
     by_node = CircuitChecks(circuit, runs, np.zeros(0), level, seed).minimality()

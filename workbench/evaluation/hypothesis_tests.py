@@ -17,8 +17,7 @@ from workbench.engine.circuits import Circuits
 from workbench.engine.values import Value
 from workbench.errors import UnknownName, WorkbenchError, warn
 from workbench.evaluation.nulls import REJECTION_SUPPORTS, TESTS, TestedCircuit
-from workbench.metrics.metric import Metric
-from workbench.metrics.metric import metric as as_metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -34,7 +33,7 @@ def circuit_tests(
     pairs: PromptPairs,
     *,
     value: Value,
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     alpha: float = 0.05,
     eps: float = 0.1,
     tolerance: float = 0.0,
@@ -108,7 +107,7 @@ def circuit_tests(
             f"alpha={alpha}: draw more."
         )
     circuit.check_fits(model)
-    measure = as_metric(metric)
+    measure = metric_for(metric, pairs)
     circuits = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)
     tested = TestedCircuit(circuit, circuits, draws, eps, tolerance, null == "paths", seed, progress)
     outcomes = {test: TESTS[test](tested) for test in tests}

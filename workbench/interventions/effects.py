@@ -31,8 +31,7 @@ from workbench.engine.values import Value
 from workbench.errors import EditError, MetricError, NotFinite, SiteError, UnknownName, warn
 from workbench.interventions.gradients import Completeness, atp_star, gradient, integrated
 from workbench.metrics.continuations import Expansion, expand
-from workbench.metrics.metric import Metric
-from workbench.metrics.metric import metric as as_metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -57,7 +56,7 @@ def effects(
     *,
     sites: Sites,
     value: Value,
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     base: Literal["clean", "corrupt"] | str = "clean",
     method: Literal["exact", "gradient", "integrated", "atp-star"] | str = "exact",
     steps: int | Literal["auto"] | str = 32,
@@ -74,7 +73,8 @@ def effects(
     Args:
         sites: a `grid(...)`, or sites; an element that is a tuple of sites is edited together.
         value: what is written there.
-        metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`.
+        metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`. None takes that of the
+            pairs (`pairs.metric`): their task's, or "sequence_logprob_diff" for answers of several tokens.
             `sequence_logprob_diff` reads answers of several tokens, each in a run of its own. There an edit
             without a position covers the answer's tokens too if its value is zero, a constant, a scale, add,
             `mean(per="dataset")`, or `project` onto one of these: what is ablated stays ablated.
@@ -126,7 +126,8 @@ def effects(
             raise UnknownName("steps", steps, ("auto",))
     elif steps < 1:
         raise EditError(f"effects: steps={steps}; the path from a to e(a) needs at least one point.")
-    rows = expand(model, pairs, metric)
+    measure = metric_for(metric, pairs)
+    rows = expand(model, pairs, measure)
     runs = MeasuredRuns(model, rows.pairs, base, rows.metric, budget, readout)
     if method != "exact":
         runs.metric.check_attributable(base)
@@ -138,11 +139,10 @@ def effects(
         table = rows.combine(table)
         if normalized:
             table = table / _gap_of_runs(rows, runs)[:, None]
-    named_metric = as_metric(metric)  # of the pairs; `rows.metric` is that of the rows they expand to
     kind = sites.kind if isinstance(sites, Grid) else "sites"
     attrs = pairs.attrs(model) | {
-        "kind": "effects", "sites": kind, "value": value.describe(), "metric": named_metric.name,
-        "unit": "share" if normalized else named_metric.unit, "method": method, "base": base,
+        "kind": "effects", "sites": kind, "value": value.describe(), "metric": measure.name,
+        "unit": "share" if normalized else measure.unit, "method": method, "base": base,
         "normalized": normalized, **method_attrs,
         **answer_attrs(rows, value, chain.from_iterable(plan.elements)),
     }  # fmt: skip

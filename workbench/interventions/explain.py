@@ -16,7 +16,7 @@ from workbench.engine.values import Value
 from workbench.interventions.effects import Sites, explain_effects
 from workbench.interventions.paths import Nodes, explain_paths
 from workbench.metrics.continuations import expand
-from workbench.metrics.metric import Metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -34,7 +34,7 @@ def explain(
     receivers: Nodes | None = None,
     paths: str | Sequence[str] | None = None,
     mlps: Literal["frozen", "recomputed"] | str = "frozen",
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     base: Literal["clean", "corrupt"] | str = "clean",
     budget: int | None = None,
     readout: torch.dtype | None = None,
@@ -55,7 +55,7 @@ def explain(
     'staircase'
     """
     # Answers of several tokens are runs of their own, and their cost is that of these rows.
-    rows = expand(model, pairs, metric)
+    rows = expand(model, pairs, metric_for(metric, pairs))
     runs = MeasuredRuns(model, rows.pairs, base, rows.metric, budget, readout)
     # Without sites it is a call of `path_effects`, all of whose nodes may be left out.
     if sites is not None:

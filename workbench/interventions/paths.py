@@ -33,8 +33,7 @@ from workbench.engine.store_values import check_same_model
 from workbench.engine.values import Value
 from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
-from workbench.metrics.metric import Metric
-from workbench.metrics.metric import metric as as_metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -58,7 +57,7 @@ def path_effects(
     paths: str | Sequence[str] | None = None,
     value: Value,
     mlps: Literal["frozen", "recomputed"] | str,
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     base: Literal["clean", "corrupt"] | str = "clean",
     store: ActivationStore | None = None,
     budget: int | None = None,
@@ -112,12 +111,13 @@ def path_effects(
     >>> direct.dims, direct.shape
     (('example', 'writer', 'reader'), (4, 32, 1))
     """
-    rows = expand(model, pairs, metric)
+    measure = metric_for(metric, pairs)
+    rows = expand(model, pairs, measure)
     runs = MeasuredRuns(model, rows.pairs, base, rows.metric, budget, readout)
     plan = _plan(runs, rows, senders, receivers, paths, value, mlps)
     if store is not None and not rows.plain:
         raise StoreError(
-            f"path_effects: the metric {as_metric(metric).name!r} runs prompts and their answers, which no "
+            f"path_effects: the metric {measure.name!r} runs prompts and their answers, which no "
             "store of prompts holds. Leave out store=."
         )
     sweep, _ = _sweep(runs, plan, mlps, store)
@@ -126,9 +126,8 @@ def path_effects(
     for route in plan.routes:
         # Not 0, which would say that the path does nothing.
         table[_absent(route, pairs.side(base)), route.column] = float("nan")
-    named_metric = as_metric(metric)  # of the pairs; `rows.metric` is that of the rows they expand to
     attrs = pairs.attrs(model) | {
-        "kind": "paths", "value": value.describe(), "metric": named_metric.name, "unit": named_metric.unit,
+        "kind": "paths", "value": value.describe(), "metric": measure.name, "unit": measure.unit,
         "mlps": mlps, "base": base, "engine": sweep.engine, **answer_attrs(rows, value),
     }  # fmt: skip
     # Routes are in the order of the table's cells: [example, route] is [example,

@@ -248,6 +248,15 @@ def metric(
     return BUILT_IN[given]
 
 
+def metric_for(given: "str | Metric | Callable[..., Tensor] | None", pairs: PromptPairs) -> Metric:
+    """The metric that is asked for; None asks for the pairs' own.
+
+    >>> metric_for(None, PromptPairs.of([[5, 7]], [[4, 7]], [9], [8])).name
+    'logit_diff'
+    """
+    return metric(pairs.metric if given is None else given)
+
+
 def _at(logits: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """[example, alternative]: the values at each alternative's first token, and which alternatives are real.
 

@@ -24,7 +24,7 @@ from workbench.engine.values import Value, from_store, mean, project
 from workbench.errors import ProbeError, UnknownName
 from workbench.interventions.effects import effects
 from workbench.metrics.continuations import expand
-from workbench.metrics.metric import Metric
+from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.probes.fit import Probes
@@ -50,7 +50,7 @@ def causal_check(
     kind: str,
     layers: Sequence[int] | None = None,
     pos: Position = "END",
-    metric: str | Metric | Callable[..., Tensor] = "logit_diff",
+    metric: str | Metric | Callable[..., Tensor] | None = None,
     stores: tuple[ActivationStore, ActivationStore] | None = None,
     n_random: int = 20,
     least: float = 0.01,
@@ -115,7 +115,8 @@ def causal_check(
     probe = _Probe(probes, table, concept, kind, where)
     checked_layers = [int(layer) for layer in (table["layer"].values if layers is None else layers)]
     rng = torch.Generator().manual_seed(seed)
-    rows = expand(model, pairs, metric)
+    measure = metric_for(metric, pairs)
+    rows = expand(model, pairs, measure)
     runs = MeasuredRuns(model, rows.pairs, "clean", rows.metric, budget)
     total = float(rows.combine(runs.distance()).mean())
     fields = {name: np.full((len(checked_layers), len(EDITS)), np.nan) for name in FIELDS}
@@ -128,7 +129,7 @@ def causal_check(
         def change(value: Value, site: Site = site) -> xr.DataArray:
             """[example]: the effect of writing a value at the site."""
             table = effects(
-                model, pairs, sites=[site], value=value, metric=metric, budget=budget, progress=False
+                model, pairs, sites=[site], value=value, metric=measure, budget=budget, progress=False
             )
             return table.isel(site=0)
 

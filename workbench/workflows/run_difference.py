@@ -65,6 +65,9 @@ def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> Content
         return f"The columns differ: {ours} in {names[0]}, {theirs} in {names[1]}.", ""
     # Columns in the same order, since rows are compared as tuples.
     second = pd.DataFrame(second[list(first.columns)])
+    keys = _naming_columns(first, second)
+    if keys:
+        return _named_rows(first.set_index(keys), second.set_index(keys), names)
     first_keys, second_keys = _row_keys(first), _row_keys(second)
     only_first = _missing_rows(first_keys, second_keys)
     only_second = _missing_rows(second_keys, first_keys)
@@ -90,6 +93,57 @@ def _tables(a: pd.DataFrame, b: pd.DataFrame, names: tuple[str, str]) -> Content
         ]
         items.append(pd.concat(described, axis=1).round(4).reset_index())
     return items, f"Up to {ROWS} rows that only one of them has, then the numbers of both."
+
+
+def _naming_columns(first: pd.DataFrame, second: pd.DataFrame) -> list[str]:
+    """The first columns of text that tell all rows of either table apart; none where no such columns do."""
+    texts = [name for name in first.columns if not pd.api.types.is_numeric_dtype(first[name])]
+    # Lists in cells cannot be hashed, and name nothing.
+    texts = [name for name in texts if all(isinstance(cell, str) for cell in (*first[name], *second[name]))]
+    for n in range(1, len(texts) + 1):
+        if not any(table.duplicated(texts[:n]).any() for table in (first, second)):
+            return texts[:n]
+    return []
+
+
+def _named_rows(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str]) -> Content:
+    """Rows that are matched by their names: which table has them, and how far their numbers differ."""
+    both = first.index.intersection(second.index)
+    text = f"{len(both)} rows are in both"
+    for table, other, name in ((first, second, names[0]), (second, first, names[1])):
+        text += f", {len(table.index.difference(other.index))} in {name} alone"
+    items: list[Any] = [f"{text}."]
+    for column in first.columns:
+        ours, theirs = (pd.Series(table.loc[both, column]) for table in (first, second))
+        if ours.dtype.kind not in "iuf" or theirs.dtype.kind not in "iuf":
+            n_other = int((ours.astype(str) != theirs.astype(str)).sum())
+            items.append(
+                f"{column}: different in {n_other} of {len(both)} rows."
+                if n_other
+                else f"{column}: the same."
+            )
+            continue
+        table = pd.DataFrame({names[0]: ours, names[1]: theirs, "difference": theirs - ours}).dropna()
+        differences = table["difference"].to_numpy()
+        if not differences.any():
+            items.append(f"{column}: the same.")
+            continue
+        items.append(
+            f"{column}: the largest difference is {np.abs(differences).max():.4g}; the rank correlation of both is "
+            f"{_rank_correlation(ours, theirs)}."
+        )
+        order = np.argsort(-np.abs(differences), kind="stable")
+        items.append(table.iloc[order[:ROWS]].round(4).reset_index())
+    return (
+        items,
+        f"Rows are matched by {', '.join(map(str, first.index.names))}; up to {ROWS} with the largest differences.",
+    )
+
+
+def _rank_correlation(a: pd.Series, b: pd.Series) -> str:
+    """Spearman's correlation in words; it is not known where one side is the same in all rows."""
+    correlation = a.rank().corr(b.rank()) if a.nunique() > 1 and b.nunique() > 1 else np.nan
+    return f"{correlation:.3f}" if np.isfinite(correlation) else "not defined"
 
 
 def _without_index(frame: pd.DataFrame) -> pd.DataFrame:
