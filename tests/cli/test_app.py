@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.cli import app as cli
+from workbench.errors import CircuitError
 
 
 @pytest.fixture
@@ -177,3 +178,29 @@ def test_tiny_meets_every_bar(n: int):
     for row in rows:
         assert row["n"] >= n
         assert row["score"] >= row["bar"] >= 0.9, row
+
+
+def test_evaluate_takes_the_model_that_the_circuit_was_found_in(tmp_path):
+    model = wb.load_model("induction", device="cpu")
+    graph = wb.Graph.of(model)
+    known, other = (
+        wb.Circuit.of(graph, ["input->logits"], attrs={"model": name})
+        for name in ("induction", "elsewhere/model")
+    )
+    known.save(tmp_path / "known.json")
+    other.save(tmp_path / "other.json")
+    options = ["--task", "induction", "-n", "4", "--json"]
+    result = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "known.json"), *options])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout.splitlines()[0])["faithfulness"] is not None
+    with pytest.raises(
+        CircuitError, match="is a circuit of the model 'elsewhere/model': name where that is, with --model"
+    ):
+        CliRunner().invoke(
+            cli.app, ["evaluate", str(tmp_path / "other.json"), *options], catch_exceptions=False
+        )
+
+
+def test_the_version_is_printed():
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"workbench {wb.__version__}\n")

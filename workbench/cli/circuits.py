@@ -135,7 +135,13 @@ def evaluate_circuit(
     task: Annotated[
         str, typer.Option(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")
     ],
-    model: ModelName = "tiny",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Embedded name, local Hugging Face directory, or Hub name; by default the model that the circuit was "
+            "found in, or tiny."
+        ),
+    ] = None,
     value: Annotated[
         str,
         typer.Option(
@@ -160,7 +166,7 @@ def evaluate_circuit(
     from workbench.workflows.evaluate import judge, lines, value_names
 
     values = value_names(names(value) or [value])
-    loaded = wb.load_model(model, device=device, bos=bos)
+    loaded = wb.load_model(model or _model_of(circuit), device=device, bos=bos)
     read = _circuit(circuit, positive, loaded)
     # Circuits of papers and other tools carry no fingerprint, which is no reason to warn.
     if read.attrs.get("model_fingerprint", "") not in ("", wb.model_fingerprint(loaded)):
@@ -256,6 +262,29 @@ def _unscored(circuit: "Circuit") -> int:
     if circuit.scores is None:
         return circuit.graph.n_edges
     return int((~np.isfinite(circuit.scores) & circuit.graph.exists).sum())
+
+
+def _model_of(name: str) -> str:
+    """The model that a circuit's file says it was found in; "tiny" for those that say nothing.
+
+    Only models that are named here already are taken from a file: loading another might ask the network for it.
+
+    Raises:
+        CircuitError: it was found in another model.
+    """
+    import workbench as wb
+    from workbench.circuit.formats import is_ours
+    from workbench.errors import CircuitError
+    from workbench.models import embedded, pinned
+
+    if not Path(name).is_file() or not is_ours(Path(name)):
+        return "tiny"
+    found_in = str(wb.Circuit.load(name).attrs.get("model", "tiny"))
+    if found_in.partition("@")[0] not in (*embedded.names(), *pinned.PINNED):
+        raise CircuitError(
+            f"{name!r} is a circuit of the model {found_in!r}: name where that is, with --model."
+        )
+    return found_in
 
 
 def _circuit(
