@@ -1,3 +1,5 @@
+__version__: str
+
 from .circuit.circuit import Circuit as Circuit
 from .circuit.compare import compare as compare
 from .circuit.formats import read_circuit as read_circuit

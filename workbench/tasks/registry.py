@@ -12,6 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Literal
 
+import pandas as pd
+
 from workbench.arguments import checked
 from workbench.errors import PromptError, UnknownName, UnsuitableTask
 from workbench.models.calls import model_call
@@ -100,23 +102,29 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
+PAIR_READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
+"""Suffix of a file of pairs → what reads it."""
+
+
 @checked
 @model_call()
 def load_task(
-    name: str,
+    name: str | Path | pd.DataFrame,
     model: Model,
     *,
-    n: int = 64,
+    n: int | None = None,
     seed: int = 0,
     split: Split = "train",
     variant: str | None = None,
     bos: bool | None = None,
 ) -> PromptPairs:
-    """Distinct prompt pairs of a task, the same for the same arguments.
+    """Distinct prompt pairs of a task, the same for the same arguments; or pairs of your own.
 
     Args:
-        n: how many pairs.
-        split: "train" or "heldout"; no prompt, clean or corrupt, is in both. For `tiny`, "heldout" prompts
+        name: a task; or a .csv or .jsonl file of your own pairs, or a table, as in `PromptPairs.from_dataframe`.
+        n: how many pairs; None: 64 of a task, and all of your own.
+        seed: of a task.
+        split: of a task, "train" or "heldout"; no prompt, clean or corrupt, is in both. For `tiny`, "heldout" prompts
             use word combinations that were never in its training text.
         variant: the kind of corruption; None gives every counterfactual of the same clean prompts: the task's
             first as `corrupt`, the others as `further`, but for those that this vocabulary has no words for
@@ -131,6 +139,14 @@ def load_task(
     >>> load_task("ioi", wb.load_model("tiny"), n=8)
     <PromptPairs: 8 x ioi, 14 to 18 tokens>
     """
+    if isinstance(name, pd.DataFrame) or Path(name).suffix.lower() in PAIR_READERS:
+        if (seed, split) != (0, "train"):
+            raise PromptError(
+                f"{'A table' if isinstance(name, pd.DataFrame) else repr(str(name))} of your own pairs has no seed and no "
+                "split: take pairs.parts((1, 1, 2)) of it."
+            )
+        return _own_pairs(name, model, n, variant, bos)
+    n, name = (64 if n is None else n), str(name)
     task = find_task(name)
     further: list[str] = []
     if variant is None:
@@ -171,6 +187,26 @@ def load_task(
         else:
             sides[other] = wording.prompts(sentences)
     return PromptPairs(clean, corrupt, answers, wrong, provenance, sides)
+
+
+def _own_pairs(
+    table: str | Path | pd.DataFrame, model: Model, n: int | None, variant: str | None, bos: bool | None
+) -> PromptPairs:
+    """Pairs of a file or a table: the first n of them, against one corruption where that is named."""
+    if isinstance(table, pd.DataFrame):
+        pairs = PromptPairs.from_dataframe(model, table, bos=bos)
+    else:
+        pairs = PAIR_READERS[Path(table).suffix.lower()](model, table, bos=bos)
+    if variant is not None:
+        pairs = pairs.against(variant)
+    if n is None:
+        return pairs
+    _check_count(n)
+    if n > len(pairs):
+        raise PromptError(
+            f"n={n}: there are {len(pairs)} pairs in {pairs.provenance.get('task', 'this table')}."
+        )
+    return pairs.select(slice(n))
 
 
 def _check_count(n: int) -> None:
@@ -269,10 +305,6 @@ def _corrupted(
         else:
             return None
     return sentences
-
-
-PAIR_READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
-"""Suffix of a file of pairs → what reads it."""
 
 
 def pairs_of(
