@@ -154,8 +154,10 @@ def write_circuit(
             f"write_circuit: {target.name} holds no positions and no neurons of MLPs. Write "
             "circuit.collapsed."
         )
-    n_read_by_answers = circuit.n_edges - int(Graph(circuit.graph.shape).prune(circuit.edges).sum())
-    if circuit.graph.answers_attend and n_read_by_answers:
+    n_read_by_answers = 0
+    if circuit.graph.answers_attend:
+        n_read_by_answers = circuit.n_edges - int(Graph(circuit.graph.shape).prune(circuit.edges).sum())
+    if n_read_by_answers:
         warn(
             f"write_circuit: {n_read_by_answers:,} of {circuit.n_edges:,} edges lead to keys and values that answers "
             f"of several tokens read, and to no logits. {target.name} does not say so: without "

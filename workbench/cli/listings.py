@@ -56,7 +56,7 @@ def check(
     bos: Bos = None,
     chat: Chat = False,
 ) -> None:
-    """Look at every row of a file of pairs: tokens, lengths, pairs that do not line up, and whether the model can do it.
+    """Look at every row of a file of pairs: tokens, lengths, what does not line up, and whether the model can do it.
 
     Exits with 1 where a row has a problem.
     """

@@ -4,6 +4,7 @@ Read `graph_of` and `matrix_of`: they refuse what is not an array of edge scores
 Nothing here scores or chooses.
 """
 
+import json
 from itertools import combinations
 from typing import Any, Literal
 
@@ -169,6 +170,11 @@ def graph_in_attrs(scores: xr.DataArray) -> Graph:
         raise CircuitError(f"These scores do not say which graph they belong to: {error}") from error
     check_size(graph)
     return graph
+
+
+def with_graph(scores: xr.DataArray, graph: Graph) -> xr.DataArray:
+    """The scores, of this graph: one with the same edges and other dead ends, as runs with another value have."""
+    return scores.assign_attrs(graph=json.dumps(graph.to_dict()))
 
 
 def is_number(number: Any) -> bool:

@@ -19,7 +19,7 @@ from workbench.arguments import checked
 from workbench.circuit.graph import Graph
 from workbench.discovery.exact import conditional_scores, exact_scores
 from workbench.discovery.gradient_scores import INTEGRATED, gradient_scores
-from workbench.discovery.score_arrays import check_finite_scores, graph_in_attrs
+from workbench.discovery.score_arrays import check_finite_scores, graph_in_attrs, with_graph
 from workbench.discovery.score_table import ScoreTable, labelled
 from workbench.discovery.settled import settled_scores
 from workbench.engine.circuits import Circuits
@@ -86,8 +86,8 @@ def score_edges(
         value: the patched value of the writers, as in `effects`; it covers answers of several tokens where it
             does there. A mapping of names to values scores them side by side, on an axis `ablation`;
             `counterfactual_values` makes one of every corruption that the pairs have.
-        metric: a name, a `Metric` or a function; None takes that of the pairs. "kl" measures the distance to the clean run: its gradient
-            there is 0, so methods that take gradients only there refuse it.
+        metric: a name, a `Metric` or a function; None takes that of the pairs. "kl" measures the distance to the
+            clean run: its gradient there is 0, so methods that take gradients only there refuse it.
         method: a name in `METHODS`.
         steps: points on the path of the methods that take one. Five are too few where attention is hard;
             "auto" takes 5, 10, 20, 40 or 80: as many as it takes until the strongest edges keep their place
@@ -198,8 +198,8 @@ def _side_by_side(by_name: Mapping[str, xr.DataArray]) -> xr.DataArray:
     described = ", ".join(str(one.attrs["value"]) for one in by_name.values())
     joined = joined.assign_coords(ablation=list(by_name))
     first, *others = (graph_in_attrs(one) for one in by_name.values())
-    graph = json.dumps(first.joined(*others).to_dict())
-    return joined.assign_attrs(value=described, prompt_ids=" ".join(ids), graph=graph)
+    joined = joined.assign_attrs(value=described, prompt_ids=" ".join(ids))
+    return with_graph(joined, first.joined(*others))
 
 
 def _check_one_token(method: str, metric: Metric) -> None:

@@ -6,7 +6,6 @@ Stability is how far circuits agree that are found on prompts drawn again.
 matter here.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from workbench.arguments import called, checked
 from workbench.circuit.circuit import Circuit
-from workbench.discovery.score_arrays import graph_of, is_number
+from workbench.discovery.score_arrays import graph_of, is_number, with_graph
 from workbench.discovery.search import RANKINGS, find_circuit
 from workbench.engine.continuations import graph_as_run
 from workbench.engine.values import Value
@@ -96,7 +95,7 @@ def faithfulness_curve(
     shares = _shares(sizes)
     # The value decides what is a dead end: it may be another than that of the scores.
     graph = graph_as_run(graph_of(scores), model, pairs, measure, value)
-    scores = scores.assign_attrs(graph=json.dumps(graph.to_dict()))
+    scores = with_graph(scores, graph)
     # Rounded down, as MIB does: on small graphs the first sizes hold no edge.
     counts = [int(share * graph.n_edges) for share in shares]
     # The first sizes of a curve may well be dead ends alone: `n_pruned` says so.

@@ -76,17 +76,18 @@ def evaluate(
         budget: bytes of working memory.
 
     Returns:
-        Dataset over (circuit,): `faithfulness` (ratio of means), `low`, `high`, `mean_of_ratios`, `n_edges` (of the
-        circuit as it is given), `in_sample` (share of the pairs it was found on). Prompt by prompt, each with
-        `_low` and `_high`: `error` (mean |m(C) - m(full)| as a share of mean |m(full) - m(empty)|), `prompts_near` (the share of
-        prompts where |m(C) - m(full)| is at most half of their own |m(full) - m(empty)|), `r` (correlation with
-        the model's metric), `kl_recovered` (1 - KL(full, C) / KL(full, empty) over the vocabulary at `END`; where the
-        metric reads answers of several tokens, of the sums over those of the first right answer), `answers_kept` (of
-        the prompts that the model gets right, the share that the circuit gets right), `same_choice` (the share with
-        the model's first choice, of answers of several tokens at each of them). Of the checks `complement`, `random`,
-        `incompleteness`, each with `_low` and `_high`, `incompleteness_set`, and `minimal` (the share of components
-        that are needed) with `unneeded` (the others by name). Over (circuit, example) the metric
-        `m_circuit`, over (example,) `m_full` and `m_empty`. Shares of a gap are NaN where the gap is ~0.
+        Dataset over (circuit,): `faithfulness` (ratio of means), `low`, `high`, `mean_of_ratios`, `n_edges` (of
+        the circuit as it is given), `in_sample` (share of the pairs it was found on). Prompt by prompt, each
+        with `_low` and `_high`: `error` (mean |m(C) - m(full)| as a share of mean |m(full) - m(empty)|),
+        `prompts_near` (the share of prompts where |m(C) - m(full)| is at most half of their own |m(full) -
+        m(empty)|), `r` (correlation with the model's metric), `kl_recovered` (1 - KL(full, C) / KL(full, empty)
+        over the vocabulary at `END`; where the metric reads answers of several tokens, of the sums over those
+        of the first right answer), `answers_kept` (of the prompts that the model gets right, the share that the
+        circuit gets right), `same_choice` (the share with the model's first choice, of answers of several
+        tokens at each of them). Of the checks `complement`, `random`, `incompleteness`, each with `_low` and
+        `_high`, `incompleteness_set`, and `minimal` (the share of components that are needed) with `unneeded`
+        (the others by name). Over (circuit, example) the metric `m_circuit`, over (example,) `m_full` and
+        `m_empty`. Shares of a gap are NaN where the gap is ~0.
         attrs: `checks` names those that were made.
 
     Raises:

@@ -141,9 +141,9 @@ def load_task(
     """
     if isinstance(name, pd.DataFrame) or Path(name).suffix.lower() in PAIR_READERS:
         if (seed, split) != (0, "train"):
+            table = "A table" if isinstance(name, pd.DataFrame) else repr(str(name))
             raise PromptError(
-                f"{'A table' if isinstance(name, pd.DataFrame) else repr(str(name))} of your own pairs has no seed and no "
-                "split: take pairs.parts((1, 1, 2)) of it."
+                f"{table} of your own pairs has no seed and no split: take pairs.parts((1, 1, 2)) of it."
             )
         return _own_pairs(name, model, n, variant, bos)
     n, name = (64 if n is None else n), str(name)

@@ -17,6 +17,7 @@ from workbench.models.model import Model
 from workbench.prompts.pair_tables import read_table
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.measure import Score, measure
+from workbench.tasks.registry import PAIR_READERS
 from workbench.text import listed, visible
 from workbench.workflows.verdict import competence_text, competence_warning
 
@@ -24,7 +25,6 @@ WIDTH = 110
 """Columns of the text."""
 SHOWN = 12
 """Problems that the text lists; the others are counted."""
-KINDS = {".csv": "csv", ".jsonl": "jsonl"}
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,10 @@ def check_prompts(
         ArgumentError: a file of another kind.
         PromptError: a file that is no table of pairs: without the columns, or without rows.
     """
-    kind = KINDS.get(Path(path).suffix.lower())
-    if kind is None:
+    suffix = Path(path).suffix.lower()
+    if suffix not in PAIR_READERS:
         raise ArgumentError(f"{str(path)!r} is neither a .csv nor a .jsonl file of pairs.")
-    frame, source = read_table(path, kind), Path(path).name
+    frame, source = read_table(path, suffix.removeprefix(".")), Path(path).name
     readable: list[int] = []
     problems: list[RowProblem] = []
     for place in range(len(frame)):

@@ -3,7 +3,6 @@
 Read `run`. Each step uses one of the three sets of prompts, and says which. Nothing here is drawn or written.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from workbench.discovery.frontier import best_trade_off, smallest_by_counterfact
 from workbench.discovery.methods import MEANS_OVER_EXAMPLES, SEARCHES, find_by
 from workbench.discovery.ranking import best_first
 from workbench.discovery.refine import PROMPTS, is_large, pruned
-from workbench.discovery.score_arrays import joint_scores, matrix_of, most_alike
+from workbench.discovery.score_arrays import joint_scores, matrix_of, most_alike, with_graph
 from workbench.discovery.scores import score_edges
 from workbench.discovery.search import chosen_on, find_circuit
 from workbench.engine.circuits import Circuits
@@ -436,7 +435,7 @@ class DiscoveryJob:
                 progress=False,
             )  # fmt: skip
             # Dead ends are those of the prompts that it will be run on: its own may have answers of one token.
-            scores.attrs["graph"] = json.dumps(circuit.graph.to_dict())
+            scores = with_graph(scores, circuit.graph)
             return find_circuit(scores, n_edges=max(1, circuit.n_edges))
         return None
 

@@ -117,11 +117,8 @@ def _named_rows(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str
         ours, theirs = (pd.Series(table.loc[both, column]) for table in (first, second))
         if ours.dtype.kind not in "iuf" or theirs.dtype.kind not in "iuf":
             n_other = int((ours.astype(str) != theirs.astype(str)).sum())
-            items.append(
-                f"{column}: different in {n_other} of {len(both)} rows."
-                if n_other
-                else f"{column}: the same."
-            )
+            different = f"different in {n_other} of {len(both)} rows"
+            items.append(f"{column}: {different if n_other else 'the same'}.")
             continue
         table = pd.DataFrame({names[0]: ours, names[1]: theirs, "difference": theirs - ours}).dropna()
         differences = table["difference"].to_numpy()
@@ -142,7 +139,7 @@ def _named_rows(first: pd.DataFrame, second: pd.DataFrame, names: tuple[str, str
 
 def _rank_correlation(a: pd.Series, b: pd.Series) -> str:
     """Spearman's correlation in words; it is not known where one side is the same in all rows."""
-    correlation = a.rank().corr(b.rank()) if a.nunique() > 1 and b.nunique() > 1 else np.nan
+    correlation = a.corr(b, method="spearman") if a.nunique() > 1 and b.nunique() > 1 else np.nan
     return f"{correlation:.3f}" if np.isfinite(correlation) else "not defined"
 
 

@@ -199,16 +199,13 @@ def is_one_difference(run: DiscoveryRun) -> bool:
     """Whether the circuit is known to reproduce one counterfactual only, or much better than another."""
     if len(run.counterfactuals) == 1:
         return run.counterfactuals[0] not in VALUES
-    if len(run.counterfactuals) == 2 and _are_alike(run):
-        return True
-    return _are_apart(run)
+    return _are_twins(run) or _are_apart(run)
 
 
 def _nearest_difference(run: DiscoveryRun) -> str:
     """Which difference the circuit carries best; "" where it carries all alike."""
-    # Of two counterfactuals that are nearly one, the caveats say so.
-    is_one = len(run.counterfactuals) == 2 and _are_alike(run)
-    if verdict(run) != "fails on test prompts" or is_one or not _are_apart(run):
+    # Of twins the caveats say that they are nearly one.
+    if verdict(run) != "fails on test prompts" or _are_twins(run) or not _are_apart(run):
         return ""
     if any(holds_on_test(run, name) for name in run.counterfactuals):
         return f"So it is the circuit of the {_differences(run)}, not of the task."
@@ -233,6 +230,11 @@ def _are_apart(run: DiscoveryRun) -> bool:
     values = [_value(run, name, "faithfulness") for name in run.counterfactuals]
     known = [value for value in values if np.isfinite(value)]
     return bool(known) and max(known) - min(known) > APART
+
+
+def _are_twins(run: DiscoveryRun) -> bool:
+    """Whether there are two counterfactuals, which are nearly one."""
+    return len(run.counterfactuals) == 2 and _are_alike(run)
 
 
 def _are_alike(run: DiscoveryRun) -> bool:

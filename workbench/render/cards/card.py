@@ -18,7 +18,7 @@ from jinja2 import Environment
 from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.render.cards.headlines import Result, by_layer, headline, kind_of, of_last_token
-from workbench.render.cards.strongest import SHOWN, strongest
+from workbench.render.cards.strongest import SHOWN, is_summary, strongest
 from workbench.render.figures.canvas import figure_html
 from workbench.render.plots import plot
 from workbench.render.writing import shorten
@@ -80,14 +80,12 @@ class Marked:
     marked: tuple[bool, ...]
 
     def __str__(self) -> str:
-        return "".join(
-            f"[{token.strip()}]"
-            if is_marked and not token.startswith(" ")
-            else f" [{token.strip()}]"
-            if is_marked
-            else token
-            for token, is_marked in zip(self.tokens, self.marked, strict=True)
-        ).strip()
+        shown = []
+        for token, is_marked in zip(self.tokens, self.marked, strict=True):
+            # The space that a token begins with stays outside of its brackets.
+            space = " " if token.startswith(" ") else ""
+            shown.append(f"{space}[{token.strip()}]" if is_marked else token)
+        return "".join(shown).strip()
 
     def __html__(self) -> str:
         """As jinja2 takes it: the tokens escaped, the marks not."""
@@ -181,7 +179,7 @@ def table_of(result: Result, n: int = SHOWN, *, circuit: Circuit | None = None) 
         if along["mean"].dims == ("layer",):
             # The last layers say most: they are shown where not all fit.
             return along[["mean", "low", "high"]].to_dataframe().reset_index().tail(n).reset_index(drop=True)
-    if isinstance(result, xr.DataArray) or {"mean", "low", "high"} <= set(result.data_vars):
+    if isinstance(result, xr.DataArray) or is_summary(result):
         return strongest(result, n, circuit=circuit)
     if circuit is not None:
         raise WorkbenchError("circuit= goes with scores and effects, whose rows are edges or components.")
@@ -220,7 +218,7 @@ def _n_rows(result: Result) -> int:
         return result.sizes["layer"]
     if isinstance(result, xr.DataArray):
         return int(np.prod([size for axis, size in result.sizes.items() if axis != "example"], dtype=int))
-    if {"mean", "low", "high"} <= set(result.data_vars):
+    if is_summary(result):
         return int(result["mean"].size)
     columns = [name for name in COLUMNS.get(kind_of(result), ()) if name in result.data_vars]
     return max((int(result[name].size) for name in columns), default=0)

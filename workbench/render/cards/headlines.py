@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from workbench.errors import WorkbenchError
-from workbench.render.cards.strongest import counts_of, interval, means_of, strongest
-from workbench.statistics import summary
+from workbench.render.cards.strongest import at_largest, counts_of, interval, is_summary, means_of, strongest
+from workbench.statistics import interval_text, summary
 from workbench.text import listed, visible
 
 Result = xr.DataArray | xr.Dataset
@@ -34,24 +34,19 @@ def headline(result: Result) -> str:
             f"Results of these kinds have one: {known}. Parts of them keep theirs."
         )
     # A summary of a result keeps its kind, and has the means of its cells.
-    if isinstance(result, xr.Dataset) and {"mean", "low", "high"} <= set(result.data_vars):
+    if is_summary(result):
         return _of_cells(result)
     try:
         return HEADLINES[kind](result)
     except KeyError as missing:
         raise WorkbenchError(
-            f"This part of a result of the kind {kind!r} lacks what its headline tells ({_first_sentence(missing)}): take "
-            "the headline of the whole."
+            f"This part of a result of the kind {kind!r} lacks what its headline tells ({_first_sentence(missing)}): "
+            "take the headline of the whole."
         ) from missing
 
 
 def _first_sentence(error: KeyError) -> str:
     return str(error.args[0]).split(". ")[0]
-
-
-def has_headline(result: Result) -> bool:
-    """Whether a result says what it is."""
-    return kind_of(result) in HEADLINES
 
 
 def kind_of(result: Result) -> str:
@@ -224,8 +219,8 @@ def _controls_of(row: xr.Dataset) -> str:
 def _share(value: xr.DataArray, low: xr.DataArray, high: xr.DataArray) -> str:
     """A number with two digits and its interval, if it has one."""
     # + 0.0 turns -0.0 into 0.0.
-    text, *ends = (f"{round(float(number), 2) + 0.0:.2f}" for number in (value, low, high))
-    return f"{text} [{', '.join(ends)}]" if np.isfinite(float(low)) else text
+    share, *ends = (round(float(number), 2) + 0.0 for number in (value, low, high))
+    return f"{share:.2f} {interval_text(ends[0], ends[1], '.2f')}" if np.isfinite(ends[0]) else f"{share:.2f}"
 
 
 def _minimality(result: Result) -> str:
@@ -259,8 +254,8 @@ def _curve(result: Result) -> str:
     at = int(enough[0])
     return (
         f"{text}The smallest size with a faithfulness between 0.85 and 1.15 has {int(edges[at]):,} edges "
-        f"({_share(*(result[name][at] for name in ('faithfulness', 'low', 'high')))}). A mean near 1 does not show that "
-        "single prompts are reproduced: evaluate the circuit."
+        f"({_share(*(result[name][at] for name in ('faithfulness', 'low', 'high')))}). A mean near 1 does not show "
+        "that single prompts are reproduced: evaluate the circuit."
     )
 
 
@@ -277,33 +272,27 @@ def _stability(result: Result) -> str:
 
 def _circuit_tests(result: Result) -> str:
     assert isinstance(result, xr.Dataset)
-    names, supports = list(map(str, result["test"].values)), result["supports"].values.astype(bool)
-    decided = np.isfinite(result["p"].values)
-    by_outcome = [
-        ("for it", [name for name, ok, known in zip(names, supports, decided, strict=True) if ok and known]),
-        (
-            "against it",
-            [name for name, ok, known in zip(names, supports, decided, strict=True) if known and not ok],
-        ),
-        ("undecided", [name for name, known in zip(names, decided, strict=True) if not known]),
-    ]
-    parts = [f"{outcome}: {listed(tests)}" for outcome, tests in by_outcome if tests]
+    by_outcome: dict[str, list[str]] = {"for it": [], "against it": [], "undecided": []}
+    for test in result["test"].values:
+        row = result.sel(test=test)
+        outcome = "for it" if bool(row["supports"]) else "against it"
+        by_outcome[outcome if np.isfinite(row["p"]) else "undecided"].append(str(test))
+    parts = [f"{outcome}: {listed(tests)}" for outcome, tests in by_outcome.items() if tests]
     verdict = "accepted" if bool(result["accepted"]) else "not accepted"
-    return f"The circuit of {result.attrs.get('n_edges', '?')} edges is {verdict}. Tests that speak {'; '.join(parts)}."
+    n_edges = result.attrs.get("n_edges", "?")
+    return f"The circuit of {n_edges} edges is {verdict}. Tests that speak {'; '.join(parts)}."
 
 
 def _causal(result: Result) -> str:
     assert isinstance(result, xr.Dataset)
-    effects = result["effect"]
-    place = np.unravel_index(int(np.nanargmax(np.abs(effects.values))), effects.shape)
-    cell = result.isel({dim: int(i) for dim, i in zip(effects.dims, place, strict=True)})
+    cell = at_largest(result, abs(result["effect"]))
     used = int((result["used"].values > 0).sum())
     number = interval({"mean": cell["effect"], "low": cell["low"], "high": cell["high"]})
     return (
-        f"Concept {visible(result.attrs.get('concept', ''))}: {used} of {effects.size} edits along the probe's direction "
-        f"change the metric more than random directions do. The largest, {cell['edit'].item()} in layer "
-        f"{cell['layer'].item()}: {number}; the strongest random direction {float(cell['random']):.3g}, the whole "
-        f"activation {float(cell['whole']):.3g}."
+        f"Concept {visible(result.attrs.get('concept', ''))}: {used} of {result['effect'].size} edits along the "
+        f"probe's direction change the metric more than random directions do. The largest, {cell['edit'].item()} in "
+        f"layer {cell['layer'].item()}: {number}; the strongest random direction {float(cell['random']):.3g}, the "
+        f"whole activation {float(cell['whole']):.3g}."
     )
 
 
@@ -315,7 +304,10 @@ def _frontier(result: Result) -> str:
         return f"The smallest size that keeps all criteria against {names} has {int(passing[0]):,} edges."
     worst = result["error"].max("ablation")
     best = int(result["size"].values[np.argmin(worst.values)])
-    return f"No size keeps all criteria against {names}. The smallest error per prompt is {float(worst.min()):.2f}, at {best:,} edges."
+    return (
+        f"No size keeps all criteria against {names}. The smallest error per prompt is {float(worst.min()):.2f}, at "
+        f"{best:,} edges."
+    )
 
 
 def _controls(result: Result) -> str:
@@ -366,12 +358,11 @@ def _specification(result: Result) -> str:
 def _neuron_maps(result: Result) -> str:
     assert isinstance(result, xr.Dataset)
     auc = result["roc_auc"]
-    place = np.unravel_index(int(np.nanargmax(np.abs(auc.values - 0.5))), auc.shape)
-    cell = auc.isel({dim: int(i) for dim, i in zip(auc.dims, place, strict=True)})
+    cell = at_largest(auc, abs(auc - 0.5))
     concept = f" of {visible(cell['concept'].item())}" if "concept" in cell.coords else ""
     return (
-        f"The neuron that tells most{concept} alone is m{cell['layer'].item()}:{cell['neuron'].item()} with an area under "
-        f"the ROC curve of {float(cell):.3f}. It is the best of {auc.size:,} on the prompts that chose it."
+        f"The neuron that tells most{concept} alone is m{cell['layer'].item()}:{cell['neuron'].item()} with an area "
+        f"under the ROC curve of {float(cell):.3f}. It is the best of {auc.size:,} on the prompts that chose it."
     )
 
 

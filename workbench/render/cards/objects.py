@@ -12,7 +12,7 @@ from workbench.probes.labels import Labels
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.render.cards.card import Card, Marked, card_of, picture_of
-from workbench.render.cards.strongest import SHOWN
+from workbench.render.cards.strongest import SHOWN, at_largest
 from workbench.stores.store import ActivationStore
 from workbench.sweeps.strongest import strongest as strongest_rows
 from workbench.sweeps.table import Sweep
@@ -86,8 +86,8 @@ def _store(store: ActivationStore) -> Card:
         )
     folder = f" in {visible(store.path)}" if store.path is not None else " in memory"
     told = (
-        f"Activations of {len(store)} prompts in {visible(store.model_name)}{folder}: {store.nbytes() / 2**20:,.1f} MiB. "
-        "store[kind, layer] has the rows of all tokens."
+        f"Activations of {len(store)} prompts in {visible(store.model_name)}{folder}: "
+        f"{store.nbytes() / 2**20:,.1f} MiB. store[kind, layer] has the rows of all tokens."
     )
     return Card(told, pd.DataFrame(rows))
 
@@ -123,9 +123,7 @@ def _probes(probes: Probes) -> Card:
         own = table.sel(control="none")
         if bool(np.isnan(own[measure]).all()):
             measure = "accuracy"
-        numbers = own[measure]
-        place = np.unravel_index(int(np.nanargmax(numbers.values)), numbers.shape)
-        cell = own.isel({axis: int(i) for axis, i in zip(numbers.dims, place, strict=True)})
+        cell = at_largest(own, own[measure])
         row = {"concept": visible(concept), "measure": measure}
         row |= {axis: cell[axis].item() for axis in ("layer", "k") if axis in cell.coords}
         row |= {"held out": float(cell[measure]), "low": float(cell[f"{measure}_low"])}

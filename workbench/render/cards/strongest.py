@@ -13,7 +13,7 @@ import xarray as xr
 from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.render.figures.headings import word
-from workbench.statistics import mean_interval
+from workbench.statistics import interval_text, mean_interval
 from workbench.text import visible
 
 SHOWN = 8
@@ -62,6 +62,21 @@ def strongest(
     return table
 
 
+def is_summary(result: xr.DataArray | xr.Dataset) -> bool:
+    """Whether a result has a mean and an interval for each cell, as `summary` returns them."""
+    return isinstance(result, xr.Dataset) and {"mean", "low", "high"} <= set(result.data_vars)
+
+
+def has_prompts(result: xr.DataArray) -> bool:
+    """Whether cells have a number for every prompt; an array over prompts alone has no other cells."""
+    return "example" in result.dims and result.dims != ("example",)
+
+
+def at_largest(result: Any, sizes: xr.DataArray) -> Any:
+    """The cell of a result where a number that it has for each is largest; NaN is left out."""
+    return result.isel(sizes.argmax(...))
+
+
 def means_of(result: xr.DataArray | xr.Dataset) -> xr.DataArray:
     """The cells of a result: means over prompts where it has them."""
     if isinstance(result, xr.Dataset):
@@ -74,20 +89,17 @@ def means_of(result: xr.DataArray | xr.Dataset) -> xr.DataArray:
         raise WorkbenchError(
             f"The array {str(result.name or '')!r} holds {result.dtype}, and numbers are shown."
         )
-    if "example" not in result.dims or result.dims == ("example",):
-        return result.astype(float)
-    return result.astype(float).mean("example", keep_attrs=True)
+    cells = result.astype(float)
+    return cells.mean("example", keep_attrs=True) if has_prompts(result) else cells
 
 
 def _intervals(
     result: xr.DataArray | xr.Dataset, means: xr.DataArray, chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Both ends for the chosen cells; NaN where there is nothing to resample."""
-    if isinstance(result, xr.Dataset):
-        if not {"low", "high"} <= set(result.data_vars):
-            return np.full(len(chosen), np.nan), np.full(len(chosen), np.nan)
+    if isinstance(result, xr.Dataset) and is_summary(result):
         return result["low"].values.ravel()[chosen], result["high"].values.ravel()[chosen]
-    if "example" not in result.dims or result.dims == ("example",):
+    if isinstance(result, xr.Dataset) or not has_prompts(result):
         return np.full(len(chosen), np.nan), np.full(len(chosen), np.nan)
     by_prompt = result.transpose("example", *means.dims).values.reshape(result.sizes["example"], -1)
     chosen_cells = by_prompt[:, chosen].astype(float)
@@ -101,7 +113,7 @@ def counts_of(result: xr.DataArray | xr.Dataset) -> np.ndarray | None:
     """How many prompts each cell was measured on; None where the result does not say it."""
     if isinstance(result, xr.Dataset):
         return result["n"].values if "n" in result and result["n"].dims == result["mean"].dims else None
-    if "example" not in result.dims or result.dims == ("example",):
+    if not has_prompts(result):
         return None
     return result.notnull().sum("example").values
 
@@ -148,6 +160,6 @@ def interval(row: Mapping[str, Any], unit: str = "") -> str:
     """
     text = f"{float(row['mean']):.3g}{f' {unit}' if unit else ''}"
     low, high = float(row["low"]), float(row["high"])
-    if np.isfinite(low) and np.isfinite(high):
-        text += f" [{low:.3g}, {high:.3g}]"
-    return text
+    # Where there is none nothing is said of it: a table beside the sentence has a dash.
+    known = np.isfinite(low) and np.isfinite(high)
+    return f"{text} {interval_text(low, high, '.3g')}" if known else text
