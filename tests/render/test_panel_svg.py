@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from workbench.render.attention_svg import attention_svg
-from workbench.render.panel_svg import BLUE, RED, shade
+from workbench.render.panel_svg import BLUE, ORANGE, shade
 from workbench.render.token_svg import tokens_svg, top_k_svg
 from workbench.text import visible
 
@@ -33,7 +33,7 @@ def test_attention_has_a_cell_and_a_number_for_each_weight():
 
 def test_weights_beyond_one_and_below_zero_are_drawn_in_red_and_blue():
     svg = attention_svg(["a"], np.array([[[-10.0]]]), ["x"], title="difference")
-    assert f'fill="{RED}"' in svg
+    assert f'fill="{ORANGE}"' in svg
     assert "−10.00" in texts(svg)
 
 
@@ -119,5 +119,5 @@ def test_hostile_tokens_appear_as_text(draw, hostile_tokens):
 
 
 def test_palette_is_centred_on_zero():
-    assert [shade(value, 2.0) for value in (-2.0, 0.0, 2.0)] == [RED, "#ffffff", BLUE]
+    assert [shade(value, 2.0) for value in (-2.0, 0.0, 2.0)] == [ORANGE, "#ffffff", BLUE]
     assert shade(0.0, 0.0) == "#ffffff"

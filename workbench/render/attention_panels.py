@@ -16,7 +16,7 @@ from workbench.render.panel_inputs import (
     as_head,
     example_of,
 )
-from workbench.render.writing import BLUE, RED, shortened
+from workbench.render.writing import BLUE, ORANGE, shortened
 from workbench.stores.store import ActivationStore
 
 
@@ -95,7 +95,7 @@ def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -
         "maskUpperTri": not np.triu(values, 1).any(),
         "maxValue": scale,
         "minValue": -scale,
-        "negativeColor": RED,
+        "negativeColor": ORANGE,
         "positiveColor": BLUE,
         "tokens": shortened(tokens, 40),
     }

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 from workbench.errors import WorkbenchError
 from workbench.render.circuit.page import asset, packed, script_json
-from workbench.render.writing import BLUE, RED
+from workbench.render.writing import BLUE, ORANGE
 from workbench.text import xml
 
 VERSION = "1.43.3"
@@ -21,7 +21,7 @@ _CORRECTIONS = (
     # tensors this small need no graphics card, and a browser without one complains
     (r'\w+\.isBrowser\(\)&&(\w+\("webgl",)', r"false&&\1", 1),
     # a colour must mean the same in every picture here
-    (r'="red",(\w+)="blue"', rf'="{RED}",\1="{BLUE}"', 1),
+    (r'="red",(\w+)="blue"', rf'="{ORANGE}",\1="{BLUE}"', 1),
     (r'positiveColor:"red"', f'positiveColor:"{BLUE}"', 1),
     # with a single sample the component would show its first column alone, and hide the others
     (r"\w+>1(\?\[\.\.\.Array\(\w+\)\.keys\(\)\]:\[0\])", r"true\1", 1),

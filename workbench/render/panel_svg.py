@@ -5,7 +5,7 @@ drawn by `attention_svg` and `token_svg`, as SVG text that is always the same by
 is decided in the modules of panels.
 """
 
-from workbench.render.writing import BLUE, FONT, RED, decimal, shorten
+from workbench.render.writing import BLUE, FONT, ORANGE, decimal, shorten
 from workbench.text import visible, xml
 
 _STYLE = (
@@ -29,7 +29,7 @@ def shade(value: float, scale: float) -> str:
     depth = 0.0
     if scale:
         depth = min(abs(value) / scale, 1.0)
-    full = BLUE if value >= 0 else RED
+    full = BLUE if value >= 0 else ORANGE
     colour = "#"
     for i in (1, 3, 5):  # red, green, blue of #rrggbb, each starting from white, as 0 has to be blank paper
         channel = 255 + (int(full[i : i + 2], 16) - 255) * depth

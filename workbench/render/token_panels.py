@@ -18,7 +18,7 @@ from workbench.render.panel_inputs import (
     as_strings,
 )
 from workbench.render.token_svg import TokenLine, tokens_svg, top_k_svg
-from workbench.render.writing import BLUE, RED
+from workbench.render.writing import BLUE, ORANGE
 
 STILL_LINES = 12
 """Lines of tokens in a still picture; the interactive panel has all."""
@@ -71,7 +71,7 @@ def tokens(
             "values": rows[0],
             "maxValue": scale,
             "minValue": -scale,
-            "negativeColor": RED,
+            "negativeColor": ORANGE,
             "positiveColor": BLUE,
         }
         return Panel("ColoredTokens", props, still, title)

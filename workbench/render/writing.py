@@ -17,7 +17,7 @@ from workbench.text import visible
 __all__ = [
     "BLUE",
     "FONT",
-    "RED",
+    "ORANGE",
     "cut",
     "decimal",
     "letters",
@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 FONT = "Helvetica, Arial, sans-serif"
-BLUE, RED = "#2369b0", "#c2410c"
+BLUE, ORANGE = "#2369b0", "#c2410c"
 """Of what is above and below 0, in every picture."""
 _NARROW = " iljtfI.,:;'|!()[]·"
 _BROAD = "WM@m%…"

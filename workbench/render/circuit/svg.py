@@ -17,7 +17,7 @@ from workbench.render.circuit.legend import legend
 from workbench.render.circuit.lines import Hop, Line, alive, hops_of, lines_of, n_strongest
 from workbench.render.circuit.position_layout import position_layout
 from workbench.render.circuit.view import CircuitView, ViewKind
-from workbench.render.writing import BLUE, FONT, RED, decimal, wrap
+from workbench.render.writing import BLUE, FONT, ORANGE, decimal, wrap
 from workbench.text import xml
 
 __all__ = ["CircuitView", "Drawing", "draw", "to_svg"]
@@ -33,7 +33,7 @@ _STYLE = (
     ".q{font-size:7.5px;fill:#475569;text-anchor:middle}"
     ".n rect{fill:#fff;stroke:#64748b}.n .m{fill:#fdf6e3;stroke:#a8956b}.n .k{fill:#eef2f7;stroke:#94a3b8}"
     ".n .d{fill:#334155;stroke:#334155}.e,.h{fill:none;stroke-linecap:round}.p{stroke:" + BLUE + "}"
-    ".m{stroke:" + RED + "}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}"
+    ".m{stroke:" + ORANGE + "}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}"
     ".e{stroke-opacity:.78}"
     ".cb{stroke:#334155}.ca{stroke:#7c3aed;stroke-dasharray:9 4;stroke-linecap:butt}"
     ".cs{stroke:#a15c07;stroke-dasharray:2 4}"

@@ -28,7 +28,7 @@ from workbench.render.figures.canvas import (
 )
 from workbench.render.figures.headings import legend_name, set_title, word
 from workbench.render.figures.notes import axes_of, check_filled, over_examples
-from workbench.render.writing import BLUE, RED
+from workbench.render.writing import BLUE, ORANGE
 from workbench.text import visible
 
 _LONG, _LONGEST = 12, 44
@@ -160,7 +160,7 @@ def draw_bars(
         shown = known[i]
         shades: Any = SERIES[i % len(SERIES)]
         if len(values) == 1:
-            by_bar = colours or [BLUE if value >= 0 else RED for value in row]
+            by_bar = colours or [BLUE if value >= 0 else ORANGE for value in row]
             shades = [by_bar[bar] for bar in np.flatnonzero(shown).tolist()]
         # without a label matplotlib makes one of its own, which legends leave out
         label: dict[str, Any] = {"label": legend_name(name)} if name else {}

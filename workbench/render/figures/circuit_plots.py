@@ -31,7 +31,7 @@ from workbench.render.figures.canvas import (
 from workbench.render.figures.headings import set_heading
 from workbench.render.figures.line_plots import curve, side_by_side
 from workbench.render.figures.notes import noted
-from workbench.render.writing import BLUE, RED, shortened
+from workbench.render.writing import BLUE, ORANGE, shortened
 from workbench.statistics import interval_text
 from workbench.text import visible
 
@@ -176,7 +176,7 @@ def verdicts(result: xr.Dataset, title: str | None = None) -> Figure:
 def _draw_tests(axes: Axes, result: xr.Dataset, alpha: float) -> None:
     """A row for each test: its p-value, and in words what it says."""
     p, supports = result["p"].values, result["supports"].values.astype(bool)
-    _draw_p_values(axes, p, [BLUE if good else RED for good in supports], alpha)
+    _draw_p_values(axes, p, [BLUE if good else ORANGE for good in supports], alpha)
     names = [visible(str(name).replace("_", " ")) for name in result["test"].values]
     axes.set_yticks(range(len(names)), names)
     for row, (statistic, good) in enumerate(zip(result["statistic"].values, supports, strict=True)):
@@ -207,7 +207,7 @@ def _smallest(result: xr.Dataset) -> _EdgeTests | None:
 
 
 def _draw_edges(axes: Axes, edges: _EdgeTests, n_left_out: int, alpha: float) -> None:
-    _draw_p_values(axes, edges.p, [RED if p < alpha else BLUE for p in edges.p], alpha)
+    _draw_p_values(axes, edges.p, [ORANGE if p < alpha else BLUE for p in edges.p], alpha)
     axes.set_yticks(range(len(edges.names)), edges.names, fontsize=7)
     left_out = ""
     if n_left_out:
