@@ -16,7 +16,7 @@ from workbench.circuit.graph import Graph
 from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
 from workbench.engine.counterfactuals import counterfactual_values, pairs_for, those_of
-from workbench.engine.named_values import SIDES, WITHOUT_FIT, canonical_name, make_value
+from workbench.engine.named_values import WITHOUT_FIT, canonical_name, make_value
 from workbench.engine.nodes import writer
 from workbench.engine.values import Value
 from workbench.errors import PromptError, UnknownName
@@ -24,6 +24,7 @@ from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.load import model_name
 from workbench.models.model import Model
+from workbench.names import SIDES
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Site

@@ -7,10 +7,7 @@ what the text says.
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
 from xml.sax.saxutils import escape
-
-from tqdm.auto import tqdm
 
 
 def visible(text: object) -> str:
@@ -69,17 +66,6 @@ def lone_surrogates(text: str) -> list[str]:
     if text.isascii():
         return []
     return [character for character in text if "\ud800" <= character <= "\udfff"]
-
-
-def progress_bar(total: int, description: str, unit: str, *, shown: bool) -> "tqdm[Any]":
-    """A progress bar that leaves no line behind: `with progress_bar(...) as bar`, then `bar.update()`.
-
-    Args:
-        shown: False hides it; True shows it in a terminal or a notebook, and never in a file.
-    """
-    # `disable=None` is tqdm's word for "where there is a terminal".
-    hidden = None if shown else True
-    return tqdm(total=total, desc=description, unit=unit, disable=hidden, leave=False)
 
 
 def _spell(character: str) -> str:

@@ -18,7 +18,7 @@ from workbench.prompts.encoder import bos_token
 from workbench.prompts.prompts import Prompts
 from workbench.statistics import interval_text
 from workbench.tasks.measure import CleanRun, Estimate, clean_run
-from workbench.tasks.registry import TASKS
+from workbench.tasks.task import TASKS
 
 RIGHT, FIRST = 0.85, 0.6
 

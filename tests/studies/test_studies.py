@@ -31,7 +31,7 @@ from workbench.studies.prediction import Estimate, Prediction, Role
 from workbench.studies.readme import page
 from workbench.studies.table import table
 from workbench.tasks import grammar
-from workbench.tasks.registry import TASKS
+from workbench.tasks.task import TASKS
 
 CIRCUITS = resources.circuits()
 IOI = CIRCUITS / "ioi"

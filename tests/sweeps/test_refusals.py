@@ -100,7 +100,7 @@ def test_a_metric_that_lies_beside_the_shell_is_found(tmp_path, monkeypatch):
     options = "--preset head-ablation --tasks ioi -n 3 --sites z[1.1] --metrics beside:score --dry-run"
     result = CliRunner().invoke(app, ["sweep", "run", *options.split()])
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[0] == "1 jobs, 0 done, 1 left"
+    assert result.stdout.splitlines()[0].startswith("1 jobs, 0 done, 1 left; about ")
 
 
 def test_paths_that_cannot_be_are_no_jobs(inputs):

@@ -9,7 +9,8 @@ import torch
 import workbench as wb
 from workbench.errors import PromptError, UnknownName
 from workbench.prompts.pairs import PromptPairs
-from workbench.tasks.registry import TASKS, load_task
+from workbench.tasks.registry import load_task
+from workbench.tasks.task import TASKS
 
 
 def pairs_of(n: int = 6, **further: list[list[int]]) -> PromptPairs:

@@ -11,7 +11,7 @@ import workbench as wb
 from workbench.errors import PromptError
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.measure import Estimate
-from workbench.tasks.registry import TASKS
+from workbench.tasks.task import TASKS
 
 
 @pytest.fixture(scope="module")

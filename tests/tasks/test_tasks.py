@@ -17,7 +17,8 @@ from workbench.models.load import load_model
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.tasks import grammar, measure, registry
-from workbench.tasks.registry import TASKS, load_task
+from workbench.tasks.registry import load_task
+from workbench.tasks.task import TASKS
 from workbench.tasks.vocabularies import SubwordVocabulary
 
 

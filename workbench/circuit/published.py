@@ -1,14 +1,9 @@
 """Circuits from papers, as data: `circuits/reference/` holds them, with their sources and nodes' roles."""
 
-from workbench import resources
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
+from workbench.circuit.published_names import path_of, published_names
 from workbench.errors import UnknownName
-
-
-def published_names() -> list[str]:
-    """The names that `reference_circuit` knows, sorted."""
-    return sorted(path.stem for path in (resources.circuits() / "reference").glob("*.json"))
 
 
 @checked
@@ -27,4 +22,4 @@ def reference_circuit(name: str) -> Circuit:
     """
     if name not in published_names():
         raise UnknownName("circuit", name, published_names())
-    return Circuit.load(resources.circuits() / "reference" / f"{name}.json")
+    return Circuit.load(path_of(name))

@@ -14,6 +14,7 @@ from workbench.cli.circuits import compare, convert, discover, evaluate_circuit
 from workbench.cli.course import course
 from workbench.cli.effects import effects, paths
 from workbench.cli.listings import check, list_names, measure
+from workbench.cli.logs import log_to_stderr
 from workbench.cli.models import models
 from workbench.cli.output import say, spell_warnings
 from workbench.cli.runs import diff_runs, probe_store, report_run
@@ -55,7 +56,6 @@ app = typer.Typer(
     cls=SpelledGroup,
     help="A mechanistic interpretability workbench around TransformerLens models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 bench = typer.Typer(help="Methods against models whose circuit is known.", no_args_is_help=True)
@@ -75,8 +75,18 @@ def options(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end."),
     ] = False,
+    verbose: Annotated[
+        int,
+        typer.Option(
+            "-v",
+            "--verbose",
+            count=True,
+            help="Say what is done, on stderr; -vv says more. Before the command.",
+        ),
+    ] = 0,
 ) -> None:
     """A mechanistic interpretability workbench around TransformerLens models."""
+    log_to_stderr(verbose)
 
 
 for name, command in (

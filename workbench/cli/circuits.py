@@ -1,16 +1,19 @@
 """`workbench discover | evaluate | compare | convert`: circuits found, measured and compared."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.cli.completions import completion
 from workbench.cli.options import (
     Bos,
     Chat,
     CircuitName,
     Device,
+    Json,
     MetricName,
     ModelName,
     Out,
@@ -24,7 +27,7 @@ from workbench.cli.options import (
     output_folder,
     path_of,
 )
-from workbench.cli.output import say
+from workbench.cli.output import print_json, say
 
 if TYPE_CHECKING:
     from workbench.circuit.circuit import Circuit
@@ -51,13 +54,21 @@ def discover(
         str | None, typer.Option(help="One kind of corruption; by default all that the task has.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="logit_diff, prob_diff, kl, nll, ...; by default the task's.")
+        str | None,
+        typer.Option(
+            help="logit_diff, prob_diff, kl, nll, ...; by default the task's.",
+            autocompletion=completion("metrics"),
+        ),
     ] = None,
     value: Annotated[
         str, typer.Option(help="What replaces what is outside the circuit: corrupt, zero or mean.")
     ] = "corrupt",
     method: Annotated[
-        str, typer.Option(help="How edges are scored (workbench ls methods).")
+        str,
+        typer.Option(
+            help="How edges are scored (workbench ls methods).",
+            autocompletion=completion("methods", "edges", "circuit"),
+        ),
     ] = "eap-ig-inputs",
     edges: Annotated[
         int | None,
@@ -86,12 +97,15 @@ def discover(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run in the output folder.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Find a circuit that reproduces the model on a behaviour, or say that there is none, and write a report."""
     import workbench as wb
     from workbench.files import check_output
-    from workbench.tasks.registry import PAIR_READERS, find_task
+    from workbench.tasks.registry import PAIR_READERS
+    from workbench.tasks.task import find_task
     from workbench.workflows.discover import FILES
+    from workbench.workflows.summary import summary_text
     from workbench.workflows.verdict import (
         competence_text,
         competence_warning,
@@ -116,7 +130,11 @@ def discover(
         "quick": quick,
     }  # fmt: skip
     if dry_run:
-        say(str(wb.discover_cost(*model_and_pairs(), **wanted)))
+        cost = wb.discover_cost(*model_and_pairs(), **wanted)
+        if as_json:
+            print_json(asdict(cost) | {"seconds": cost.seconds})
+        else:
+            say(cost)
         return
     with output_folder(out, Path(task).stem) as folder:
         check_output(folder, FILES, overwrite=overwrite)  # refused before the model is loaded
@@ -124,6 +142,9 @@ def discover(
             *model_and_pairs(), out=folder, seed=seed, method=method, n_edges=edges, multiverse=multiverse,
             command=command_line(), overwrite=overwrite, **wanted,
         )  # fmt: skip
+    if as_json:
+        print_json({"folder": run.folder, "report": run.report, **json.loads(summary_text(run))})
+        return
     lines = [competence_text(run.competence), competence_warning(run.competence)]
     lines += [title_of(run), headline(run), differences_text(run), str(run.report)]
     for line in filter(None, lines):
@@ -205,7 +226,10 @@ def compare(
 
     first, second = (_circuit(name, positive, shape_of) for name in (a, b))
     comparison = wb.compare(first, second)
-    say(json.dumps(comparison.to_dict()) if as_json else str(comparison), as_json=as_json)
+    if as_json:
+        print_json(comparison.to_dict())
+    else:
+        say(comparison)
 
 
 def convert(
@@ -227,6 +251,7 @@ def convert(
         str | None, typer.Option("--format", help="workbench, eap-json or eap-pt; by default by suffix.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Read a circuit in one format and write it in another, with all its scores; a circuit edited by hand is
     signed again.
@@ -246,8 +271,13 @@ def convert(
         path = wb.write_circuit(circuit, target, format=form, overwrite=overwrite)
     else:
         path = wb.write_circuit(circuit, target, format=form, overwrite=overwrite, positive=positive)
-    say(f"{path}: {circuit!r}")
-    if file_format.dump is not None and (unscored := _unscored(circuit)):
+    unscored = _unscored(circuit)
+    if as_json:
+        facts = {"file": path, "format": file_format.name, "edges": circuit.n_edges, "unscored": unscored}
+        print_json(facts | {"source": source})
+    else:
+        say(f"{path}: {circuit!r}")
+    if file_format.dump is not None and unscored:
         say(
             f"note: {file_format.name} has a number for every edge. {unscored:,} of {circuit.graph.n_edges:,} "
             f"edges of {source} have no score and were written as 0.",

@@ -3,7 +3,6 @@
 Exit code 1: an exercise is not right yet. Exit code 2: the command line is wrong.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +10,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli.options import Json
-from workbench.cli.output import say
+from workbench.cli.output import print_json, say
 
 course = typer.Typer(help="Lessons and their exercises.", no_args_is_help=True)
 
@@ -19,18 +18,13 @@ course = typer.Typer(help="Lessons and their exercises.", no_args_is_help=True)
 @course.command("list")
 def list_(as_json: Json = False) -> None:
     """The lessons with their exercises."""
-    from workbench.course.exercises import exercises
-    from workbench.course.lessons import LESSONS
+    from workbench.course.lessons import LESSONS, titles
 
     listing = []
     for lesson in LESSONS:
-        rows = [
-            {"name": exercise.name, "title": exercise.title, "difficulty": exercise.difficulty}
-            for exercise in exercises(lesson)
-        ]
-        listing.append({**asdict(lesson), "file": lesson.file, "exercises": rows})
+        listing.append({**asdict(lesson), "file": lesson.file, "exercises": titles(lesson)})
     if as_json:
-        say(json.dumps(listing), as_json=True)
+        print_json(listing)
         return
     for lesson in listing:
         about = f"{lesson['minutes']} min"
@@ -52,7 +46,7 @@ def check(
 
     run = run_notebook(notebook, seconds=seconds)
     if as_json:
-        say(json.dumps(asdict(run)), as_json=True)
+        print_json(asdict(run))
     else:
         for result in run.results:
             say(f"{result.exercise}  {result.state:8}{result.message}")

@@ -1,17 +1,20 @@
 """`workbench effects` and `workbench paths`: patching and ablation as a table and a picture."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.cli.completions import completion
 from workbench.cli.options import (
     Base,
     Bos,
     Budget,
     Device,
     DryRun,
+    Json,
     MetricName,
     ModelName,
     Out,
@@ -24,7 +27,7 @@ from workbench.cli.options import (
     names,
     output_folder,
 )
-from workbench.cli.output import say
+from workbench.cli.output import print_json, say
 
 if TYPE_CHECKING:
     from workbench.models.model import Model
@@ -42,7 +45,12 @@ def effects(
     pos: Annotated[
         str, typer.Option(help="all (whole sequences), each, or positions and names: END or 3,END.")
     ] = "all",
-    method: Annotated[str, typer.Option(help="exact, gradient, integrated or atp-star.")] = "exact",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="exact, gradient, integrated or atp-star.", autocompletion=completion("methods", "effects")
+        ),
+    ] = "exact",
     model: ModelName = "tiny",
     base: Base = "clean",
     n: Pairs = 64,
@@ -55,6 +63,7 @@ def effects(
     out: Out = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Edit every site of a kind in turn: patching and ablation, as effects.nc and effects.png."""
     from workbench.errors import UnknownName
@@ -73,7 +82,18 @@ def effects(
         """The effects, or with `dry_run` the plan."""
         return question.effects(loaded, kind=kind, pos=pos, method=method, dry_run=dry_run)
 
-    _answer(measure, task, "effects", model, device, bos, out, overwrite=overwrite, dry_run=dry_run)
+    _answer(
+        measure,
+        task,
+        "effects",
+        model,
+        device,
+        bos,
+        out,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        as_json=as_json,
+    )
 
 
 def paths(
@@ -107,6 +127,7 @@ def paths(
     out: Out = None,
     overwrite: Overwrite = False,
     dry_run: DryRun = False,
+    as_json: Json = False,
 ) -> None:
     """Path patching from senders into receivers, or along whole paths: paths.nc and paths.png."""
     from workbench.workflows.effects import Question
@@ -129,7 +150,9 @@ def paths(
             dry_run=dry_run,
         )
 
-    _answer(measure, task, "paths", model, device, bos, out, overwrite=overwrite, dry_run=dry_run)
+    _answer(
+        measure, task, "paths", model, device, bos, out, overwrite=overwrite, dry_run=dry_run, as_json=as_json
+    )
 
 
 def _nodes(text: str | None) -> list[str | tuple[str, ...]] | None:
@@ -151,6 +174,7 @@ def _answer(
     *,
     overwrite: bool,
     dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Measure, write `NAME.nc` and `NAME.png`, print the strongest cells; with `dry_run` print the plan."""
     import workbench as wb
@@ -159,12 +183,21 @@ def _answer(
 
     # A plan is printed and leaves no folder behind.
     if dry_run:
-        say(str(measure(wb.load_model(model, device=device, bos=bos))))
+        plan = measure(wb.load_model(model, device=device, bos=bos))
+        if as_json:
+            print_json(asdict(plan))
+        else:
+            say(plan)
         return
     with output_folder(out, f"{Path(task).stem}-{name}") as folder:
         check_output(folder, (f"{name}.nc", f"{name}.png"), overwrite=overwrite)
         result = measure(wb.load_model(model, device=device, bos=bos))
+        files = write(result, folder, name, overwrite=overwrite)
+        if as_json:
+            facts = {"headline": result.wb.headline(), "strongest": result.wb.table().to_dict("records")}
+            print_json(facts | {"n": result.sizes["example"], "files": files})
+            return
         for line in strongest(result):
             say(line)
-        for path in write(result, folder, name, overwrite=overwrite):
-            say(str(path))
+        for path in files:
+            say(path)

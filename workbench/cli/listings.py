@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.cli.completions import LISTINGS, completion
 from workbench.cli.options import Bos, Chat, Device, Json
-from workbench.cli.output import say
+from workbench.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from workbench.tasks.measure import Estimate, Score
@@ -105,47 +106,22 @@ def _estimate(estimate: "Estimate", form: str) -> str:
     return f"{estimate.mean:{form}} {interval_text(estimate.low, estimate.high, form)}"
 
 
-def list_names(what: Annotated[str, typer.Argument(help="tasks, models, methods or circuits")]) -> None:
-    """List what there is: tasks, models, methods or published circuits."""
-    from workbench.cli.models import model_lines
+def list_names(
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="tasks, models, methods, metrics, values or circuits", autocompletion=completion("listings")
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """List what there is: tasks, models, methods, metrics, values or published circuits."""
     from workbench.errors import UnknownName
 
-    listings = {"tasks": _tasks, "models": model_lines, "methods": _methods, "circuits": _circuits}
-    if what not in listings:
-        raise UnknownName("what", what, listings)
-    for line in listings[what]():
-        say(line)
-
-
-def _tasks() -> list[str]:
-    from workbench.tasks.registry import TASKS
-
-    return [
-        f"{task.name:13} {task.description} Variants: {', '.join(task.variants)}." for task in TASKS.values()
-    ]
-
-
-def _methods() -> list[str]:
-    from workbench.discovery.methods import METHODS
-    from workbench.interventions import effects
-    from workbench.metrics.metric import BUILT_IN
-    from workbench.workflows.discover import VALUES
-
-    methods = [f"{name:19} {meaning}" for name, meaning in METHODS.items()]
-    return [
-        *methods,
-        f"effects       {', '.join(effects.METHODS)}",
-        f"--value       {', '.join(VALUES)}",
-        f"metrics       {', '.join(BUILT_IN)}",
-    ]
-
-
-def _circuits() -> list[str]:
-    from workbench.circuit.published import published_names, reference_circuit
-
-    lines = []
-    for name in published_names():
-        circuit = reference_circuit(name)
-        title, source = circuit.attrs["title"], circuit.attrs["source"]
-        lines.append(f"{name:13} {title}: {circuit.n_edges} edges. {source}.")
-    return lines
+    if what not in LISTINGS:
+        raise UnknownName("what", what, LISTINGS)
+    rows = LISTINGS[what]()
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, most=len(rows))

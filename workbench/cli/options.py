@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from workbench.cli.completions import completion
+
 
 def path_of(text: str) -> Path:
     """A path to write to. An empty one (a shell variable that is not set) would be this folder."""
@@ -24,7 +26,7 @@ Out = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results in the output folder.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON instead of text.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout instead of text.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, ...; by default a GPU if there is one.")]
 Bos = Annotated[
     bool | None,
@@ -34,13 +36,23 @@ Bos = Annotated[
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put each text into the tokenizer's chat template.")]
 Task = Annotated[
-    str, typer.Argument(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")
+    str,
+    typer.Argument(
+        help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.",
+        autocompletion=completion("tasks"),
+    ),
 ]
-ModelName = Annotated[str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        help="Embedded name, local Hugging Face directory, or Hub name.", autocompletion=completion("models")
+    ),
+]
 ValueName = Annotated[
     str | None,
     typer.Option(
-        help="What is written: the other run (clean or corrupt, the default), zero, mean or resample."
+        help="What is written: the other run (clean or corrupt, the default), zero, mean or resample.",
+        autocompletion=completion("values"),
     ),
 ]
 Base = Annotated[str, typer.Option(help="Which run is edited: clean or corrupt.")]
@@ -48,7 +60,8 @@ Pairs = Annotated[int, typer.Option("-n", "--n", help="Pairs of a task.")]
 MetricName = Annotated[
     str | None,
     typer.Option(
-        help="logit_diff, sequence_logprob_diff, prob_diff, kl, nll, ...; by default what suits the pairs."
+        help="logit_diff, sequence_logprob_diff, prob_diff, kl, nll, ...; by default what suits the pairs.",
+        autocompletion=completion("metrics"),
     ),
 ]
 Variant = Annotated[str | None, typer.Option(help="Kind of corruption; by default the task's first.")]
@@ -59,7 +72,11 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be run and what it costs, and run nothing.")
 ]
 CircuitName = Annotated[
-    str, typer.Argument(help="A circuit file, or a published circuit (workbench ls circuits).")
+    str,
+    typer.Argument(
+        help="A circuit file, or a published circuit (workbench ls circuits).",
+        autocompletion=completion("circuits"),
+    ),
 ]
 Positive = Annotated[
     str | None, typer.Option(help="What a positive score means in another tool's file: supports or opposes.")

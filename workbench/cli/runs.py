@@ -6,9 +6,18 @@ from typing import Annotated
 
 import typer
 
-from workbench.cli.options import Out, Overwrite, command_line, in_bytes, output_folder, path_of, positions
+from workbench.cli.options import (
+    Json,
+    Out,
+    Overwrite,
+    command_line,
+    in_bytes,
+    output_folder,
+    path_of,
+    positions,
+)
 from workbench.cli.options import names as names_in
-from workbench.cli.output import say
+from workbench.cli.output import print_json, say
 
 Page = Annotated[
     Path | None,
@@ -63,6 +72,7 @@ def probe_store(
     budget: Annotated[int, typer.Option(help="Working memory in MiB.")] = 1024,
     out: Out = None,
     overwrite: Overwrite = False,
+    as_json: Json = False,
 ) -> None:
     """Probe a store for concepts: probes.nc (by layer, with controls), neurons.nc and probes.html."""
     import workbench as wb
@@ -96,21 +106,26 @@ def probe_store(
         store = wb.open_store(path)  # text and not a Path: it may be a URL
         concept_labels = labels_named(store, file=labels, concepts=chosen(concepts) or [], pos=pos)
         probed = probe(store, concept_labels, **given)
+        files = write(probed, folder, command=command_line(), source=repr(store), overwrite=overwrite)
+        if as_json:
+            print_json({"lines": lines(probed), "files": list(files)})
+            return
         for line in lines(probed):
             say(line)
-        for written in write(probed, folder, command=command_line(), source=repr(store), overwrite=overwrite):
-            say(str(written))
+        for written in files:
+            say(written)
 
 
 def report_run(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
     out: Page = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show a run's folder again as one page: its circuit, results and tables. Needs no model."""
     from workbench.workflows.runs import report_run as write
 
-    say(str(write(run, out or run / "run.html", command=command_line(), overwrite=overwrite)))
+    _say_page(write(run, out or run / "run.html", command=command_line(), overwrite=overwrite), as_json)
 
 
 def diff_runs(
@@ -118,6 +133,7 @@ def diff_runs(
     b: Annotated[Path, typer.Argument(help="Folder of another.")],
     out: Page = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the page.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what differs between two runs as one page: circuits by edge, results by cell.
 
@@ -126,4 +142,11 @@ def diff_runs(
     from workbench.workflows.runs import report_difference as write
 
     page = out or Path(f"{a.name}-{b.name}.html")
-    say(str(write(a, b, page, command=command_line(), overwrite=overwrite)))
+    _say_page(write(a, b, page, command=command_line(), overwrite=overwrite), as_json)
+
+
+def _say_page(page: Path, as_json: bool) -> None:
+    if as_json:
+        print_json({"report": page})
+    else:
+        say(page)

@@ -1,12 +1,24 @@
 """`workbench store ...`: build, inspect, verify and repair stores of activations on disk."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from workbench.cli.options import Bos, Budget, Chat, Device, ModelName, in_bytes, names, path_of, positions
-from workbench.cli.output import say
+from workbench.cli.options import (
+    Bos,
+    Budget,
+    Chat,
+    Device,
+    Json,
+    ModelName,
+    in_bytes,
+    names,
+    path_of,
+    positions,
+)
+from workbench.cli.output import print_json, say
 
 store = typer.Typer(help="Stores of activations on disk.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(help="Folder of the store.")]
@@ -59,11 +71,12 @@ def build(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes (rows, bytes, time), and write nothing.")
     ] = False,
+    as_json: Json = False,
 ) -> None:
     """Run prompts and keep their activations. After a crash, run the same command again to resume."""
     import workbench as wb
     from workbench.models.load import dtype_named
-    from workbench.tasks.registry import TASKS
+    from workbench.tasks.task import TASKS
 
     if chat and corpus in TASKS:
         raise typer.BadParameter("--chat is for texts of a file; the prompts of a task are no messages.")
@@ -81,16 +94,22 @@ def build(
     else:
         prompts = wb.read_corpus(loaded, Path(corpus), column=column, long=long, limit=n, chat=chat)
         prompts_of = {path: prompts}
+    listing: list[dict[str, Any]] = []
     for folder, prompts in prompts_of.items():
         if dry_run:
-            say(f"{folder}: {wb.capture_cost(loaded, prompts, **options)}")
+            cost = wb.capture_cost(loaded, prompts, **options)
+            listing.append({"folder": folder, **asdict(cost)})
+            say(f"{folder}: {cost}", err=as_json)
         else:
             built = wb.capture(loaded, prompts, path=folder, workers=workers, backend=backend, **options)
-            say(repr(built))
+            listing.append({"folder": folder, "prompts": len(prompts), "bytes": built.nbytes()})
+            say(repr(built), err=as_json)
+    if as_json:
+        print_json(listing)
 
 
 @store.command()
-def inspect(path: Folder) -> None:
+def inspect(path: Folder, as_json: Json = False) -> None:
     """Say what a store holds, and of which model and prompts it is."""
     from workbench.stores.disk import DiskStore, exists, join, read_plan
     from workbench.stores.plan import record_name
@@ -99,6 +118,16 @@ def inspect(path: Folder) -> None:
     plan, held = read_plan(str(path)), DiskStore(str(path))
     done = sum(exists(join(str(path), record_name(shard))) for shard in range(len(plan.shards)))
     lengths = held.index.counts
+    if as_json:
+        facts: dict[str, Any] = {
+            "model": plan.model_name, "model_fingerprint": plan.model, "tokenizer": plan.tokenizer,
+            "prompts": plan.n, "prompts_fingerprint": plan.prompts, "keep": plan.keep,
+            "rows": len(held.index.prompts), "bytes": held.nbytes(), "dtype": str(plan.dtype),
+            "shards": len(plan.shards), "finished": done, "versions": plan.versions,
+            "kinds": {kind: held.layers(kind) for kind in held.kinds},
+        }  # fmt: skip
+        print_json(facts)
+        return
     say(f"model      {plan.model_name} {plan.model}")
     say(f"tokenizer  {plan.tokenizer}")
     say(f"prompts    {plan.n}, {int(lengths.min())} to {int(lengths.max())} rows each, {plan.prompts}")
@@ -115,16 +144,19 @@ def inspect(path: Folder) -> None:
 
 
 @store.command()
-def verify(path: Folder) -> None:
+def verify(path: Folder, as_json: Json = False) -> None:
     """Compare every file with its checksum; lists damaged files, with exit code 2 where there are any."""
     from workbench.stores.disk import verify as check
 
     damaged = list(check(path))
     for damage in damaged:
         say(f"{damage.file}: {damage.why}", err=True)
+    if as_json:
+        print_json({"folder": path, "damaged": [{"file": one.file, "why": one.why} for one in damaged]})
     if damaged:
         raise typer.Exit(2)
-    say(f"{path}: every file is as it was written")
+    if not as_json:
+        say(f"{path}: every file is as it was written")
 
 
 @store.command()
@@ -134,6 +166,7 @@ def repair(
         str | None, typer.Option(help="The model of the store; by default the one that the store names.")
     ] = None,
     device: Device = None,
+    as_json: Json = False,
 ) -> None:
     """Recompute the damaged shards, and only those."""
     import workbench as wb
@@ -142,6 +175,9 @@ def repair(
     # `repair` checks the fingerprint, so a name that means another model by now is refused.
     loaded = wb.load_model(model or read_plan(str(path)).model_name, device=device)
     recomputed = wb.repair(loaded, path)
+    if as_json:
+        print_json({"folder": path, "recomputed": list(recomputed)})
+        return
     for name in recomputed:
         say(f"recomputed: {name}")
     if not recomputed:

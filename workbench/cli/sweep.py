@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.cli.options import Bos, Device, Json, command_line, output_folder, path_of
-from workbench.cli.output import say
+from workbench.cli.output import print_json, print_table, say
 from workbench.cli.sweep_fields import field_option, spec_of
 
 if TYPE_CHECKING:
     from workbench.sweeps.spec import SweepSpec
-    from workbench.sweeps.table import Sweep
+    from workbench.sweeps.status import Status
 
 sweep = typer.Typer(help="Many experiments as one table.", no_args_is_help=True)
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a sweep.")]
@@ -39,13 +39,12 @@ Trust = Annotated[
 ]
 
 
-def _finish(swept: "Sweep", *, as_json: bool) -> None:
+def _finish(folder: Path, status: "Status", *, as_json: bool) -> None:
     """Print the state of a sweep; exit code 1 when a job failed."""
-    status = swept.status()
     if as_json:
-        say(json.dumps({"folder": str(swept.folder), **status.to_dict()}, default=str), as_json=True)
+        print_json({"folder": folder, **status.to_dict()})
     else:
-        _print_status(swept.folder, status)
+        _print_status(folder, status)
     if not status.ok:
         raise typer.Exit(1)
 
@@ -78,9 +77,16 @@ def _run(spec: "SweepSpec", out: Path, *, as_json: bool, dry_run: bool = False, 
     progress = sys.stderr.isatty() and not as_json
     answer = run_sweep(spec, out=out, dry_run=dry_run, progress=progress, command=command_line(), **options)
     if isinstance(answer, Sweep):
-        _finish(answer, as_json=as_json)
+        _finish(answer.folder, answer.status(), as_json=as_json)
     else:  # a dry run answers with its cost, which has no rows to finish
-        say(json.dumps(asdict(answer), default=str) if as_json else str(answer), as_json=as_json)
+        _print_cost(answer, as_json=as_json)
+
+
+def _print_cost(cost: object, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(cost))  # pyright: ignore[reportArgumentType]
+    else:
+        say(cost)
 
 
 @sweep.command()
@@ -205,9 +211,9 @@ def resume(
 @sweep.command()
 def status(folder: Folder, as_json: Json = False) -> None:
     """How many jobs are done, failed and remaining, and every failure; exit code 1 when there is one."""
-    from workbench.sweeps.table import load_sweep
+    from workbench.sweeps.status import read_status
 
-    _finish(load_sweep(folder), as_json=as_json)
+    _finish(folder, read_status(folder), as_json=as_json)
 
 
 @sweep.command()
@@ -222,7 +228,6 @@ def table(
     from workbench.files import check_free, whole
     from workbench.sweeps.strongest import strongest
     from workbench.sweeps.table import load_sweep
-    from workbench.text import visible
 
     swept = load_sweep(folder)
     files = [path for path in (csv, parquet) if path is not None]
@@ -241,9 +246,7 @@ def table(
         say(lines.removesuffix("\n"), as_json=True)
     elif not files:
         shown, caption = strongest(swept)
-        # Names of prompts may hold control characters, which a terminal would obey.
-        texts = shown.map(lambda cell: visible(cell) if isinstance(cell, str) else cell)
-        say(f"{caption}\n{texts.to_string(index=False, na_rep='', float_format='{:.4g}'.format)}")
+        print_table(shown.to_dict("records"), caption=caption)
 
 
 @sweep.command()
@@ -289,7 +292,7 @@ def validate(
     if code:
         facts["code"] = {metric: f"{file}: not trusted, cost unknown" for metric, file in code.items()}
     if as_json:
-        say(json.dumps(facts), as_json=True)
+        print_json(facts)
         return
     for name, value in facts.items():
         if value not in (None, [], {}):

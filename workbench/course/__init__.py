@@ -6,7 +6,9 @@ holds the models and prompts that checkers share, and `running.py` runs a notebo
 do not import each other.
 """
 
-from workbench.course.exercises import Wrong, check
-from workbench.course.lessons import LESSONS, Lesson
+import lazy_loader
 
-__all__ = ["LESSONS", "Lesson", "Wrong", "check"]
+# The names are imported on first use: a list of lessons needs no tensor library.
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__, submod_attrs={"exercises": ["Wrong", "check"], "lessons": ["LESSONS", "Lesson"]}
+)

@@ -18,7 +18,7 @@ from workbench.evaluation.evaluate import evaluate
 from workbench.experiment import PairsInModel
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Shape
-from workbench.tasks.registry import TASKS
+from workbench.tasks.task import TASKS
 
 LEAST, MOST = 24, 200
 """Pairs of a set."""

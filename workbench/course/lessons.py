@@ -1,6 +1,8 @@
 """The lessons: what each is about, how long it takes and what it builds on."""
 
+import ast
 from dataclasses import dataclass
+from importlib.resources import files
 
 
 @dataclass(frozen=True)
@@ -39,3 +41,21 @@ LESSONS = (
     Lesson(10, "training", "How a circuit forms", 40, (4, 5)),
     Lesson(11, "capstone", "A study of your own", 60, (7, 8)),
 )
+
+
+def titles(lesson: Lesson) -> list[dict[str, str]]:
+    """The name, title and difficulty of each exercise of a lesson, in order.
+
+    Read from the source of its checkers: to import them takes seconds, and a listing needs no model.
+
+    >>> titles(LESSONS[1])[0]["name"]
+    '1.1'
+    """
+    source = files("workbench.course").joinpath(f"{lesson.module}.py").read_text(encoding="utf-8")
+    listing = []
+    for function in ast.parse(source).body:
+        for call in getattr(function, "decorator_list", []):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "exercise":
+                name, title, difficulty = map(ast.literal_eval, call.args[:3])
+                listing.append({"name": name, "title": title, "difficulty": difficulty})
+    return sorted(listing, key=lambda row: row["name"])

@@ -22,10 +22,10 @@ from workbench.errors import CircuitError, MetricError, UnknownName
 from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
+from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
 from workbench.statistics import check_seed
-from workbench.text import progress_bar
 
 ORDERS = ("late-first", "early-first", "random", "scores")
 MOST_AT_ONCE, FIRST_AT_ONCE = 64, 8

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from workbench.engine.circuits import Circuits
-from workbench.text import progress_bar
+from workbench.progress import progress_bar
 
 CONTEXTS = 6
 """How many of the strongest edges are taken out, one at a time."""

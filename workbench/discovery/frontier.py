@@ -16,8 +16,8 @@ from workbench.discovery.criteria import LETTERS, SURE, Criteria
 from workbench.discovery.ranking import first_edges
 from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.engine.resemblance import MEASURES, resemblance
+from workbench.progress import progress_bar
 from workbench.statistics import central
-from workbench.text import progress_bar
 
 STEP = 1.5
 """Neighbouring sizes of the grid differ by this factor."""

@@ -22,7 +22,7 @@ from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.engine.memory import memory_budget, rows_per_forward
 from workbench.errors import ModelError, warn
 from workbench.models.load import model_device
-from workbench.text import progress_bar
+from workbench.progress import progress_bar
 
 INTEGRATED = ("eap-ig-inputs", "eap-ig-activations", "ig-activations")
 """Methods that take gradients at `steps` points between the patched value and the clean one."""

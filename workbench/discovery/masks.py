@@ -28,10 +28,10 @@ from workbench.errors import CircuitError, MetricError, UnknownName, unwarned, w
 from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
+from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
 from workbench.statistics import check_seed, gap_of_means
-from workbench.text import progress_bar
 
 STARTS = ("scores", "open")
 START_METHOD, START_STEPS = "eap-ig-inputs", 10

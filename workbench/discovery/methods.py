@@ -22,14 +22,9 @@ from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
 from workbench.metrics.metric import Metric, metric_for
 from workbench.models.model import Model
+from workbench.names import SEARCHES
 from workbench.prompts.pairs import PromptPairs
 
-SEARCHES = {
-    "acdc": "edges left out one after the other, from the logits down "
-    "(Conmy et al. 2304.14997); it decides the size",
-    "learn-edges": "hard-concrete gates on edges (Bhaskar et al. 2406.16778)",
-    "learn-nodes": "hard-concrete gates on heads and MLPs, subnetwork probing (Cao et al. 2104.03514)",
-}
 METHODS: dict[str, str] = score_methods.METHODS | SEARCHES
 MEANS_OVER_EXAMPLES = ("eap", "eap-ig-inputs", "clean-corrupt")
 """Methods whose scores are means over prompts of gradients at the same few points: each prompt's scores cost

@@ -36,7 +36,7 @@ from workbench.discovery.criteria import Criteria
 from workbench.discovery.frontier import keeping
 from workbench.discovery.ranking import first_edges
 from workbench.engine.circuits import Circuits, graph_of_runs
-from workbench.text import progress_bar
+from workbench.progress import progress_bar
 
 SHARES = (0.1, 0.25, 0.5)
 """Shares of the edges that a round tries to leave out, all measured together."""

@@ -32,24 +32,12 @@ from workbench.interventions.effects import effects
 from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
+from workbench.names import SCORE_METHODS
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
 from workbench.statistics import check_seed, gap_of_means
 
-METHODS: dict[str, str] = {
-    "exact": "every edge alone is patched",
-    "conditional": "exact, also where each important edge is already patched: "
-    "finds edges that stand in for another",
-    "eap": "first-order, at the clean run (Syed et al. 2310.10348)",
-    "eap-ig-inputs": "gradients on the path between input embeddings (Hanna et al. 2403.17806)",
-    "eap-ig-activations": "one group of writers moves at a time, every edge counts each time "
-    "(published code of 2403.17806)",
-    "ig-activations": "one group of writers moves at a time and counts then (Marks et al. 2403.19647)",
-    "clean-corrupt": "mean of the gradients at both ends",
-    "atp-star": "softmax recomputed for queries and keys, gradients with each layer dropped; 0 where all "
-    "passes a saturated softmax or closed neurons later on (Kramár et al. 2403.00745)",
-    "random": "noise, to compare with",
-}
+METHODS = SCORE_METHODS
 GRIDS = ("left", "right", "midpoint")
 NODE_METHODS = (*METHODS, "gradient", "integrated")
 EFFECTS = ("exact", "gradient", "integrated", "atp-star")

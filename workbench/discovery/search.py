@@ -63,7 +63,7 @@ def find_circuit(
     value: Value | Mapping[str, Value] | None = None,
     metric: str | Metric | Callable[..., Tensor] | None = None,
     budget: int | None = None,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Circuit:
     """The circuit of the highest-scored edges; dead ends are pruned afterwards.
 

@@ -22,13 +22,13 @@ from workbench.models.calls import model_call
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import model_name
 from workbench.models.model import Model
+from workbench.progress import progress_bar
 from workbench.prompts.corpus import read_corpus
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Shape, Site, kind_named
 from workbench.stores.plan import SHARD_BYTES
 from workbench.stores.store import ActivationStore
-from workbench.text import progress_bar
 
 # What is stored where no sites are named. Left out: logits, which are as wide as the vocabulary, and
 # `resid_mid` and `mlp_pre`, which follow from what is stored.

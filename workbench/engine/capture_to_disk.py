@@ -31,6 +31,7 @@ from workbench.finite import check_finite, is_finite
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import load_model, model_device, model_name, model_source
 from workbench.models.model import Model
+from workbench.progress import progress_bar
 from workbench.prompts.prompts import Prompts
 from workbench.results import versions
 from workbench.sites import Key, Position, Site
@@ -57,7 +58,6 @@ from workbench.stores.plan import (
 )
 from workbench.stores.records import write_record
 from workbench.stores.writing import write_json, writing
-from workbench.text import progress_bar
 
 # Bytes a second that a disk is taken to write; for estimates only, a common SSD does as much.
 WRITING = 1e9

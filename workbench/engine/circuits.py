@@ -37,9 +37,9 @@ from workbench.errors import CircuitError
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
 from workbench.models.load import check_eval, model_device
+from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Shape
-from workbench.text import progress_bar
 
 
 @dataclass(frozen=True, eq=False)

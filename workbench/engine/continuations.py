@@ -14,11 +14,11 @@ from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
-from workbench.engine.named_values import other_side
 from workbench.engine.values import Value
 from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric
 from workbench.models.model import Model
+from workbench.names import other_side
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Site

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 
 from workbench.engine.values import Value, constant, from_store, mean, resample, scale, zero
 from workbench.errors import EditError, UnknownName
+from workbench.names import OTHER_SIDE, SIDES, other_side
 from workbench.stores.store import ActivationStore
 
-SIDES = ("clean", "corrupt")
-OTHER_SIDE = ("other", "from_store")
 PairStores = tuple[ActivationStore, ActivationStore]
 
 
@@ -66,36 +65,29 @@ class _NamedValue:
     """A row of the table.
 
     Attributes:
-        meaning: of the name, for lists of choices.
         make: what makes the value.
         covers_answers: `Value.covers_answers` of what `make` returns. Keys of jobs need it before there is a
             store to make the value of.
     """
 
-    meaning: str
     make: Callable[[_Sources], Value]
     covers_answers: bool = False
 
 
 # Both sides share a maker: the base's own side never gets this far, so either name is the other run.
 _TABLE: Mapping[str, _NamedValue] = {
-    "clean": _NamedValue("the activation of the clean run", lambda s: from_store(s.other_store)),
-    "corrupt": _NamedValue("the activation of the corrupt run", lambda s: from_store(s.other_store)),
-    "zero": _NamedValue("zero", lambda s: zero(), covers_answers=True),
-    "mean": _NamedValue(
-        "the mean activation of the run that is edited", lambda s: mean(s.base_store), covers_answers=True
-    ),
-    "resample": _NamedValue(
-        "that of another prompt of equal length", lambda s: resample(s.base_store, s.seed)
-    ),
-    "optimal": _NamedValue("the optimal constant (lowest loss)", lambda s: s.fitted()),
-    "constant:X": _NamedValue("the number X", lambda s: constant(s.number), covers_answers=True),
-    "scale:X": _NamedValue("the current activation times X", lambda s: scale(s.number), covers_answers=True),
-}  # fmt: skip
+    "clean": _NamedValue(lambda s: from_store(s.other_store)),
+    "corrupt": _NamedValue(lambda s: from_store(s.other_store)),
+    "zero": _NamedValue(lambda s: zero(), covers_answers=True),
+    "mean": _NamedValue(lambda s: mean(s.base_store), covers_answers=True),
+    "resample": _NamedValue(lambda s: resample(s.base_store, s.seed)),
+    "optimal": _NamedValue(lambda s: s.fitted()),
+    "constant:X": _NamedValue(lambda s: constant(s.number), covers_answers=True),
+    "scale:X": _NamedValue(lambda s: scale(s.number), covers_answers=True),
+}
 NAMES = tuple(_TABLE)
 WITHOUT_FIT = tuple(name for name in NAMES if name != "optimal")
 """The names of values that need no fit."""
-MEANINGS: Mapping[str, str] = {name: entry.meaning for name, entry in _TABLE.items()}
 
 
 def canonical_name(
@@ -179,13 +171,6 @@ def make_value(
     if ":" in canonical:
         number = _number(canonical, "value")
     return _TABLE[_entry(canonical)].make(_Sources(base, stores, seed, number, optimal))
-
-
-def other_side(base: str) -> str:
-    """The side of a pair that is not the base. Raises `UnknownName` for another base."""
-    if base not in SIDES:
-        raise UnknownName("base", base, SIDES)
-    return "corrupt" if base == "clean" else "clean"
 
 
 def _entry(name: str) -> str:

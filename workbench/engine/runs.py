@@ -18,12 +18,12 @@ from workbench.engine.first_not_finite import located
 from workbench.engine.hooked.forward import Write, forward
 from workbench.engine.inputs import check_answers, check_context
 from workbench.engine.memory import memory_budget, rows_per_forward
-from workbench.engine.named_values import other_side
 from workbench.engine.read_out import check_read_out, read_out
 from workbench.errors import MetricError
 from workbench.metrics.metric import Metric
 from workbench.models.load import check_eval, model_device
 from workbench.models.model import Model
+from workbench.names import other_side
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Shape

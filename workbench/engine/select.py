@@ -7,6 +7,7 @@ edits of a call mean.
 """
 
 import math
+import time
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 _HALF_TOLERANCE = 5e-2
 # Activations below this share of the largest one are compared with that share of it.
 _ROUNDING = 0.01
+TIMED = 8
+"""Prompts of the forward pass that a plan times."""
 # Model → (precision, device, family) → what disagreed, or None. Weak keys, so that the check keeps no model
 # alive; moved or cast, the same model is checked again.
 _verdicts: "weakref.WeakKeyDictionary[Any, dict[Any, str | None]]" = weakref.WeakKeyDictionary()
@@ -54,6 +57,8 @@ class CallPlan:
             that one.
         cost: what that takes; its peak memory comes on top of the model and the stores, under `budget` bytes.
         whole: FLOPs of one forward pass of the prompts with hooks, to compare with.
+        seconds: of the whole call on this machine as it is now, from the FLOPs per second of a forward pass of
+            some of the prompts; within a factor of two.
     """
 
     path: str
@@ -61,13 +66,20 @@ class CallPlan:
     cost: RunCost
     whole: float
     budget: int
+    seconds: float
 
     @classmethod
     def of(cls, sweep: StaircaseSweep | HookedSweep, why: str) -> "CallPlan":
         """The plan of a sweep; `why` it takes that path."""
         runs = sweep.runs
         whole = float(int(runs.prompts.lengths.sum()) * forward_flops(Shape.of(runs.model)))
-        return cls(sweep.engine, why, sweep.cost(), whole, runs.memory)
+        cost = sweep.cost()
+        few = runs.prompts.select(slice(0, TIMED))
+        forward(runs.model, few)  # the first pass allocates, and is not timed
+        start = time.perf_counter()
+        forward(runs.model, few)
+        rate = int(few.lengths.sum()) * forward_flops(Shape.of(runs.model)) / (time.perf_counter() - start)
+        return cls(sweep.engine, why, cost, whole, runs.memory, cost.flops / rate)
 
     @property
     def forwards(self) -> float:
@@ -84,6 +96,7 @@ class CallPlan:
             f"work          {cost.flops:.3g} FLOPs, "
             f"as much as {self.forwards:,.1f} forward passes of the prompts",
             f"token-layers  {cost.token_layers:,.0f}",
+            f"time          about {self.seconds:,.1f} s on this machine as it is now",
             f"peak memory   about {peak:,.0f} MiB of {budget:,.0f} MiB",
         )
         return "\n".join(lines)

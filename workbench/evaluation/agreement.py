@@ -28,10 +28,10 @@ from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.errors import CircuitError, MetricError
 from workbench.evaluation.controls import check_graph_of_runs
 from workbench.models.calls import model_call
+from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
 from workbench.statistics import NO_DIFFERENCE, ROUNDING, central, check_level, check_seed, mean_interval
-from workbench.text import progress_bar
 
 DIRECTIONS = ("noising", "denoising")
 STRATA = ("inside", "outside")
@@ -72,7 +72,7 @@ def agreement(
     n_outside: int = 40,
     level: float = 0.95,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> xr.Dataset:
     """Exact effects of a random sample of edges, in both directions, beside the scores of these edges.
 

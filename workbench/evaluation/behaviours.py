@@ -20,9 +20,10 @@ from workbench.evaluation.evaluate import evaluate
 from workbench.models.calls import model_call
 from workbench.models.load import model_name
 from workbench.models.model import Model
+from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
-from workbench.tasks.registry import TASKS, load_task
-from workbench.text import progress_bar
+from workbench.tasks.registry import load_task
+from workbench.tasks.task import TASKS
 
 METHODS = ("eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clean-corrupt", "atp-star")
 

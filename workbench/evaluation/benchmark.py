@@ -32,7 +32,7 @@ from workbench.evaluation.curves import faithfulness_curve
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.ground_truth import edge_auroc, edge_auroc_mib, precision_at_true_size
 from workbench.models.pinned import PINNED
-from workbench.text import progress_bar
+from workbench.progress import progress_bar
 
 LARGEST = 0.1
 """The share of the edges whose circuit is compared with the model prompt by prompt."""

@@ -21,7 +21,8 @@ from workbench.models.load import load_model
 from workbench.models.pinned import PINNED, is_cached
 from workbench.planted_models.pairs import planted_pairs
 from workbench.planted_models.planted import VARIANTS, planted
-from workbench.tasks.registry import TASKS, load_task
+from workbench.tasks.registry import load_task
+from workbench.tasks.task import TASKS
 
 SLOW = {"exact": 48, "conditional": 8}
 """Prompts of `tiny` for the methods that try every edge; the others get `PROMPTS`. `quick`: 12 for all."""

@@ -39,6 +39,7 @@ class CircuitChecks:
         empty: [example], the metric of the circuit of no edge.
         level: coverage of the intervals.
         seed: of random circuits and sets.
+        progress: whether long runs show a bar.
     """
 
     circuit: Circuit
@@ -46,6 +47,7 @@ class CircuitChecks:
     empty: np.ndarray
     level: float
     seed: int
+    progress: bool = False
 
     @property
     def graph(self) -> Graph:
@@ -58,7 +60,9 @@ class CircuitChecks:
         Source: Marks et al. 2403.19647.
         """
         rest = self.graph.prune(self.graph.exists & ~self.circuit.edges)
-        table = np.stack([self.runs.full, self.empty, self.runs.measure(rest[None])[0]], 1)
+        table = np.stack(
+            [self.runs.full, self.empty, self.runs.measure(rest[None], progress=self.progress)[0]], 1
+        )
         low, high = bootstrap(table, faithfulness_of, level=self.level)
         return {
             "complement": float(faithfulness_of(table)[0]),
@@ -71,7 +75,7 @@ class CircuitChecks:
         # As many as were chosen, before pruning: pruning is part of what random circuits must survive too.
         size = min(self.circuit.n_requested, self.graph.n_edges)
         masks = random_circuits(self.graph, size, draws=RANDOM_CIRCUITS, seed=self.seed, paths=True)
-        measured = self.runs.measure(self.graph.prune(masks))
+        measured = self.runs.measure(self.graph.prune(masks), progress=self.progress)
         faithfulness = ratio_of_means(measured.T, self.runs.full[:, None], self.empty[:, None])
         low, high = central(faithfulness, self.level)
         return {"random": float(faithfulness.mean()), "random_low": float(low), "random_high": float(high)}
@@ -191,7 +195,7 @@ class CircuitChecks:
     def _without(self, edges: np.ndarray, sets: np.ndarray) -> np.ndarray:
         """[set, example]: the metric of some edges without components, bool [set, writer]."""
         inside = np.stack([self.graph.between(~removed) for removed in sets])
-        return self.runs.measure(self.graph.prune(edges & inside))
+        return self.runs.measure(self.graph.prune(edges & inside), progress=self.progress)
 
 
 def faithfulness_of(table: np.ndarray) -> np.ndarray:

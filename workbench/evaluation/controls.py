@@ -61,7 +61,7 @@ def controls(
     scores: xr.DataArray | None = None,
     level: float = 0.95,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> xr.Dataset:
     """Faithfulness and error of circuits to compare a circuit with, against each counterfactual.
 

@@ -138,7 +138,9 @@ def evaluate(
     in_sample = [np.mean([prompt in one.prompt_ids for prompt in pairs.clean.ids]) for one in circuits]
     data["n_edges"] = ("circuit", np.array([one.n_edges for one in circuits]))
     data["in_sample"] = ("circuit", np.array(in_sample, dtype=float))
-    rows = [_further_checks(CircuitChecks(one, runs, beside.empty, level, seed), names) for one in circuits]
+    rows = []
+    for one in circuits:
+        rows.append(_further_checks(CircuitChecks(one, runs, beside.empty, level, seed, progress), names))
     data |= {name: ("circuit", np.array([row[name] for row in rows])) for name in rows[0]}
     attrs = pairs.attrs(model) | {
         "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(),
@@ -160,6 +162,7 @@ def minimality(
     level: float = 0.95,
     seed: int = 0,
     budget: int | None = None,
+    progress: bool = True,
 ) -> xr.Dataset:
     """How much each head and MLP of a circuit is missed when it is removed.
 
@@ -170,6 +173,7 @@ def minimality(
     Args:
         value, metric, level, budget: as in `evaluate`.
         seed: of the random sets K.
+        progress: show a bar where it takes long.
 
     Returns:
         Dataset over (node,): `missed` in shares of F(M), `low`, `high`, `needed` (1 where `missed` is at
@@ -186,7 +190,7 @@ def minimality(
     measure = metric_for(metric, pairs)
     runs = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)
     # Minimality is a share of F(M), so the empty circuit is not needed.
-    by_node = CircuitChecks(circuit, runs, np.zeros(0), level, seed).minimality()
+    by_node = CircuitChecks(circuit, runs, np.zeros(0), level, seed, progress).minimality()
     facts = {"kind": "minimality", "metric": measure.name, "value": value.describe(), "level": level}
     facts |= runs.answer_attrs
     return by_node.assign_attrs(clean_attrs(pairs.attrs(model) | facts))

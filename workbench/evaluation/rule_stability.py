@@ -23,9 +23,9 @@ from workbench.engine.circuits import Circuits, graph_of_runs
 from workbench.errors import CircuitError
 from workbench.evaluation.curves import mean_jaccard
 from workbench.models.calls import model_call
+from workbench.progress import progress_bar
 from workbench.results import clean_attrs
 from workbench.statistics import central, check_level, check_seed
-from workbench.text import progress_bar
 
 BELOW, ABOVE = 3, 5
 """Steps of the grid of sizes around `near` at which a draw may pass."""
@@ -45,7 +45,7 @@ def rule_stability(
     near: int | None = None,
     level: float = 0.95,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool = True,
 ) -> xr.Dataset:
     """The circuits that the rule finds on resampled examples: sizes, agreement, and the edges that stay.
 

@@ -28,10 +28,10 @@ from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.calls import model_call
 from workbench.models.model import Model
+from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
 from workbench.statistics import central, check_level, check_seed
-from workbench.text import progress_bar
 
 METHODS = ("eap-ig-inputs", "clean-corrupt")
 """Both keep the scores of single prompts at no cost."""

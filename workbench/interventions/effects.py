@@ -34,13 +34,14 @@ from workbench.metrics.continuations import Expansion, expand
 from workbench.metrics.metric import Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
+from workbench.names import EFFECT_METHODS
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array
 from workbench.sites import Grid, Shape, Site
 from workbench.statistics import ROUNDING, known_gap
 
-METHODS = ("exact", "gradient", "integrated", "atp-star")
+METHODS = tuple(EFFECT_METHODS)
 CONVERGENCE = 0.05
 """Share of m(edited) - m(base) that integrated effects may miss on a prompt before there is a warning."""
 FEWEST_STEPS, MOST_STEPS = 8, 128

@@ -42,8 +42,8 @@ def explain(
     """The plan of `effects(..., sites=)`; without sites, of `path_effects(senders=, receivers=, paths=)`.
 
     It says which engine takes the call and why, how many edited prompts are run and how many skipped as
-    provably zero, the FLOPs and token-layers of it, and the peak memory under the budget. Nothing is run,
-    except the check that the fast engine makes when a model is first used.
+    provably zero, the FLOPs and token-layers of it, and the peak memory under the budget. Nothing is run
+    but a forward pass that is timed, and the check that the fast engine makes when a model is first used.
 
     Raises:
         What the call itself would.

@@ -18,9 +18,9 @@ from workbench.engine.gradients.separable import check_separable
 from workbench.engine.hooked.forward import Write, forward, gradients_of
 from workbench.engine.memory import rows_per_forward
 from workbench.engine.runs import MeasuredRuns
+from workbench.progress import progress_bar
 from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Shape, Site
-from workbench.text import progress_bar
 
 Elements = Sequence[tuple[Site, ...]]
 

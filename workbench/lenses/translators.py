@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.errors import ProbeError
 from workbench.lenses.stream_rows import StreamRows
 from workbench.lenses.unembedding import ReadOut
 from workbench.models.load import model_device
+from workbench.progress import progress_bar
 
 RIDGE = 1e-4
 """Ridge of the least-squares maps, as a share of the mean square of the stream."""
@@ -46,7 +46,7 @@ def trained(
     steps = epochs * rows.n_batches(batch)
     adam = torch.optim.Adam([maps.weight, maps.bias], lr=rate)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: max(0.0, 1 - step / steps))
-    with torch.enable_grad(), tqdm(total=steps, desc="tuned lens", disable=not progress) as bar:
+    with torch.enable_grad(), progress_bar(steps, "tuned lens", "step", shown=progress) as bar:
         for epoch in range(epochs):
             for block in rows.blocks(shuffle=True, seed=seed + epoch):
                 for _, streams, target in block.batches(batch):

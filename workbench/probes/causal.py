@@ -14,7 +14,6 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.arguments import checked
 from workbench.engine.capture import capture_pairs
@@ -29,6 +28,7 @@ from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.probes.fit import Probes
 from workbench.probes.tables import cell_of
+from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import versions
 from workbench.sites import KINDS, Position, Site, kind_named
@@ -57,7 +57,7 @@ def causal_check(
     level: float = 0.95,
     seed: int = 0,
     budget: int | None = None,
-    progress: bool = False,
+    progress: bool = True,
     **where: Any,
 ) -> xr.Dataset:
     """How the metric changes when a probe's direction is erased or swapped, against random directions.
@@ -121,33 +121,38 @@ def causal_check(
     total = float(rows.combine(runs.distance()).mean())
     fields = {name: np.full((len(checked_layers), len(EDITS)), np.nan) for name in FIELDS}
     whole = np.full(len(checked_layers), np.nan)
-    for row, layer in enumerate(tqdm(checked_layers, desc="causal check", disable=not progress)):
-        directions = probe.directions(layer)
-        site = Site(kind, layer, directions.head, pos=pos)
-        random_directions = _random(clean, site, directions.basis, n_random, rng)
+    bar = progress_bar(len(checked_layers), "causal check", "layer", shown=progress)
+    with bar:
+        for row, layer in enumerate(checked_layers):
+            directions = probe.directions(layer)
+            site = Site(kind, layer, directions.head, pos=pos)
+            random_directions = _random(clean, site, directions.basis, n_random, rng)
 
-        def change(value: Value, site: Site = site) -> xr.DataArray:
-            """[example]: the effect of writing a value at the site."""
-            table = effects(
-                model, pairs, sites=[site], value=value, metric=measure, budget=budget, progress=False
-            )
-            return table.isel(site=0)
+            def change(value: Value, site: Site = site) -> xr.DataArray:
+                """[example]: the effect of writing a value at the site."""
+                table = effects(
+                    model, pairs, sites=[site], value=value, metric=measure, budget=budget, progress=False
+                )
+                return table.isel(site=0)
 
-        whole[row] = float(change(from_store(corrupt)).mean())
-        # What is written along the directions: "erase" their mean, "swap" what they are in the corrupt run.
-        for column, inner in enumerate((mean(clean, per="pos"), from_store(corrupt))):
-            estimate = summary(change(project(directions.basis, inner)), level=level, seed=seed)
-            controls = [abs(float(change(project(basis, inner)).mean())) for basis in random_directions]
-            effect, low, high = (float(estimate[name]) for name in ("mean", "low", "high"))
-            p, strongest = float("nan"), float("nan")
-            if controls:
-                p = (1 + sum(control >= abs(effect) for control in controls)) / (1 + len(controls))
-                strongest = max(controls)
-            # `not p >` and not `p <=`: where there was no other direction to draw, p is NaN, which must not
-            # count against the probe.
-            used = (low > 0 or high < 0) and abs(effect) >= least * abs(total) and not p > 1 - level + 1e-9
-            for name, value in zip(FIELDS, (effect, low, high, strongest, p, float(used)), strict=True):
-                fields[name][row, column] = value
+            whole[row] = float(change(from_store(corrupt)).mean())
+            # What is written along the directions: "erase" their mean, "swap" what they are in the corrupt run.
+            for column, inner in enumerate((mean(clean, per="pos"), from_store(corrupt))):
+                estimate = summary(change(project(directions.basis, inner)), level=level, seed=seed)
+                controls = [abs(float(change(project(basis, inner)).mean())) for basis in random_directions]
+                effect, low, high = (float(estimate[name]) for name in ("mean", "low", "high"))
+                p, strongest = float("nan"), float("nan")
+                if controls:
+                    p = (1 + sum(control >= abs(effect) for control in controls)) / (1 + len(controls))
+                    strongest = max(controls)
+                # `not p >` and not `p <=`: where there was no other direction to draw, p is NaN, which must not
+                # count against the probe.
+                used = (
+                    (low > 0 or high < 0) and abs(effect) >= least * abs(total) and not p > 1 - level + 1e-9
+                )
+                for name, value in zip(FIELDS, (effect, low, high, strongest, p, float(used)), strict=True):
+                    fields[name][row, column] = value
+            bar.update()
     result = xr.Dataset(
         {name: (("layer", "edit"), values) for name, values in fields.items()},
         coords={"layer": checked_layers, "edit": list(EDITS)},

@@ -14,7 +14,6 @@ import torch
 import xarray as xr
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from workbench.arguments import checked
 from workbench.errors import ProbeError
@@ -27,6 +26,7 @@ from workbench.probes.judge import Judge
 from workbench.probes.labels import Labels
 from workbench.probes.site_probes import RowSet, SiteProbes
 from workbench.probes.tables import Tables, cell_of
+from workbench.progress import progress_bar
 from workbench.results import clean_attrs, versions
 from workbench.sites import Key, Position
 from workbench.statistics import check_level, check_seed
@@ -109,7 +109,7 @@ def fit_probes(
     level: float = 0.95,
     seed: int = 0,
     budget: int = 2**30,
-    progress: bool = False,
+    progress: bool = True,
 ) -> Probes:
     """Probes on the k best features of every site, for every concept, selector and control.
 
@@ -193,7 +193,7 @@ def fit_probes(
     }
     tables = Tables(axes, labels.concepts, all_controls, request.ks, request.selectors, request.baselines)
     shapes: dict[str, str] = {}
-    with tqdm(total=len(request.keys) * len(row_sets), disable=not progress) as bar:
+    with progress_bar(len(request.keys) * len(row_sets), "probes", "site", shown=progress) as bar:
         for kind, layer in request.keys:
             for p, row_set in enumerate(row_sets):
                 rows = row_set.labels

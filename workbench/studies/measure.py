@@ -35,7 +35,8 @@ from workbench.studies.evidence import (
 )
 from workbench.studies.prediction import Estimate
 from workbench.studies.study import Study
-from workbench.tasks.registry import TASKS, load_task
+from workbench.tasks.registry import load_task
+from workbench.tasks.task import TASKS
 from workbench.text import visible
 
 

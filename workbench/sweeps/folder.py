@@ -7,14 +7,16 @@ here.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench.checksums import KEY, is_unchanged, signed
 from workbench.documents import read_json
 from workbench.errors import OutputExists, SweepError
 from workbench.files import check_local, whole
 from workbench.sweeps.lock import LOCK
-from workbench.sweeps.spec import SweepSpec, read_spec
+
+if TYPE_CHECKING:
+    from workbench.sweeps.spec import SweepSpec
 
 SPEC, TABLE = "spec.json", "rows.parquet"
 
@@ -80,7 +82,7 @@ def claim(folder: Path) -> None:
         )
 
 
-def begin(folder: Path, spec: SweepSpec, facts: Mapping[str, Any], *, extend: bool) -> None:
+def begin(folder: Path, spec: "SweepSpec", facts: Mapping[str, Any], *, extend: bool) -> None:
     """Write the spec into a folder that this process has locked, or check that it is the one there.
 
     Args:
@@ -90,6 +92,8 @@ def begin(folder: Path, spec: SweepSpec, facts: Mapping[str, Any], *, extend: bo
     Raises:
         SweepError: the folder holds another spec, and `extend` is not set; the message says what differs.
     """
+    from workbench.sweeps.spec import read_spec  # pydantic and the engine, which a status does not need
+
     if (folder / SPEC).exists():
         header = read_header(folder)
         before, now = read_spec(header["spec"]).to_dict(), spec.to_dict()

@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +21,11 @@ from uuid import uuid4
 
 import psutil
 from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from workbench.documents import read_json
 from workbench.errors import CannotWrite, SweepError
 from workbench.files import sync
+from workbench.progress import write_line
 from workbench.text import spelled
 
 LOCK = "sweep.lock"
@@ -223,7 +222,7 @@ def _await_beat(path: Path, owner: Mapping[str, Any], waiting: Waiting) -> None:
         f"Process {owner['pid']} on {owner['host']} has the lock of {str(path.parent)!r}. If it does not "
         f"answer for {waiting.seconds:.0f} s, its sweep is taken over."
     )
-    tqdm.write(spelled(message), file=sys.stderr)  # stdout may be JSON
+    write_line(spelled(message))
     while waiting.monotonic() - start <= waiting.seconds:
         waiting.sleep(min(BEAT_EVERY, waiting.seconds) / 6)
         if _owner(path).get("token") != owner["token"]:

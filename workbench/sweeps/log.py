@@ -15,9 +15,9 @@ from typing import Any
 import xxhash
 
 from workbench.documents import parse_json
-from workbench.engine.named_values import OTHER_SIDE, SIDES, canonical_name
 from workbench.errors import CannotWrite, SweepError
 from workbench.files import check_ordinary
+from workbench.names import OTHER_SIDE, SIDES, other_side
 
 LogRow = dict[str, Any]
 FLAGS = (
@@ -78,7 +78,7 @@ def last_tries(rows: Iterable[LogRow]) -> list[LogRow]:
 def value_name(name: Any, base: Any) -> Any:
     """A value's one name: "other" and "from_store" become the run that is not edited."""
     if isinstance(name, str) and name in OTHER_SIDE and base in SIDES:
-        return canonical_name(name, base=base)
+        return other_side(str(base))
     return name
 
 

@@ -4,6 +4,7 @@ The runner plans the jobs, leaves out those whose row says `done`, hands the res
 comes back. It does not know what a job measures.
 """
 
+import math
 import shlex
 import sys
 import time
@@ -15,20 +16,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from workbench.arguments import checked
 from workbench.errors import SweepError
 from workbench.files import whole
 from workbench.models.calls import model_call
+from workbench.progress import progress_bar, write_line
 from workbench.results import versions
-from workbench.sweeps.execute import SEPARATE, unmeasured
+from workbench.sweeps.execute import SEPARATE, run_jobs, unmeasured
 from workbench.sweeps.folder import SPEC, TABLE, begin, claim, read_header
 from workbench.sweeps.inputs import JobInputs, JobSetting
 from workbench.sweeps.interrupts import interrupts_kept
 from workbench.sweeps.jobs import Job, SweepPlan, plan
 from workbench.sweeps.lock import locked
-from workbench.sweeps.log import FLAGS, Log, LogRow, last_tries, read_log
+from workbench.sweeps.log import FLAGS, MEASURED, Log, LogRow, last_tries, read_log
 from workbench.sweeps.pool import BatchResult, Died, JobBatch, Pool, pool
 from workbench.sweeps.spec import FileFields, SweepSpec, read_spec
 from workbench.sweeps.table import Sweep, load_sweep
@@ -40,6 +40,10 @@ from workbench.text import spelled
 BATCH = 1024
 
 
+TRIED = 8
+"""Jobs of a batch whose seconds a dry run takes."""
+
+
 @dataclass(frozen=True)
 class SweepCost:
     """What a sweep would do.
@@ -49,15 +53,21 @@ class SweepCost:
         settings: ("model · task · seed · metric · value", jobs left), for each setting.
         untrusted: (metric, file of its code) for each metric that is code named by a file. It is not
             imported, so that its jobs cannot be counted.
+        seconds: of the jobs left, estimated from a batch of each study, model and task that is tried; NaN
+            where the batch failed.
     """
 
     jobs: int
     done: int
     settings: tuple[tuple[str, int], ...]
     untrusted: tuple[tuple[str, str], ...] = ()
+    seconds: float = math.nan
 
     def __str__(self) -> str:
-        lines = [f"{self.jobs:,} jobs, {self.done:,} done, {self.jobs - self.done:,} left"]
+        took = (
+            "" if math.isnan(self.seconds) else f"; about {self.seconds:,.0f} s on this machine as it is now"
+        )
+        lines = [f"{self.jobs:,} jobs, {self.done:,} done, {self.jobs - self.done:,} left{took}"]
         lines += [f"{left:8,}  {spelled(name)}" for name, left in self.settings]
         for metric, file in self.untrusted:
             lines.append(f"       ?  the metric {metric!r}, code of {file}: not trusted, cost unknown")
@@ -126,7 +136,9 @@ def run_sweep(
     may_run = trust is True or (trust is None and not isinstance(spec, str | Path | FileFields))
     if dry_run:
         untrusted = {} if may_run else code_files(requested.metrics)
-        return _cost(_plan_without(untrusted, requested, inputs), _known_rows(folder), untrusted)
+        return _cost(
+            _plan_without(untrusted, requested, inputs), inputs, _known_rows(folder), untrusted, workers
+        )
     check_trusted(requested.metrics, trust=may_run)
     planned = plan(requested, inputs)
     facts = {
@@ -147,11 +159,7 @@ def run_sweep(
         log = Log(folder, lock.check)
         todo = [job for job in planned.jobs if known.get(job.key, {"status": ""})["status"] != "done"][:limit]
         if todo:
-            bar = stack.enter_context(
-                tqdm(
-                    total=len(todo), desc="sweep", unit="job", disable=None if progress else True, leave=False
-                )
-            )
+            bar = stack.enter_context(progress_bar(len(todo), "sweep", "job", shown=progress))
             workforce = stack.enter_context(pool(backend, workers, inputs, address=address))
             raise_lost_interrupt = stack.enter_context(interrupts_kept())
 
@@ -300,7 +308,7 @@ def _report(on_row: Callable[[LogRow], None], row: LogRow) -> None:
         on_row(row)
     except Exception:
         lines = ["on_row failed:", *traceback.format_exc().splitlines()]
-        tqdm.write("\n".join(map(spelled, lines)))
+        write_line("\n".join(map(spelled, lines)))
 
 
 def _plan_without(untrusted: Collection[str], requested: SweepSpec, inputs: JobInputs) -> SweepPlan:
@@ -312,11 +320,40 @@ def _plan_without(untrusted: Collection[str], requested: SweepSpec, inputs: JobI
     return plan(requested.model_copy(update={"metrics": trusted}), inputs)
 
 
-def _cost(planned: SweepPlan, known: Mapping[str, LogRow], untrusted: Mapping[str, str]) -> SweepCost:
+def _cost(
+    planned: SweepPlan,
+    inputs: JobInputs,
+    known: Mapping[str, LogRow],
+    untrusted: Mapping[str, str],
+    workers: int,
+) -> SweepCost:
     done = {key for key, row in known.items() if row["status"] == "done"}
     settings: list[tuple[str, int]] = []
+    seconds, tried = 0.0, {}
     for setting, jobs in planned.groups:
         facts = (setting.model_name, setting.task, f"seed {setting.seed}", setting.metric, setting.value)
-        settings.append((" · ".join(facts), sum(job.key not in done for job in jobs)))
+        left = [job for job in jobs if job.key not in done]
+        settings.append((" · ".join(facts), len(left)))
+        # Metrics, values and seeds of one study, model and task cost about the same.
+        kind = (setting.study, setting.model_name, setting.task)
+        if left and kind not in tried:
+            tried[kind] = _seconds_per_job(inputs, left)
+        if left:
+            seconds += len(left) * tried[kind] / workers
     n_done = sum(job.key in done for job in planned.jobs)
-    return SweepCost(len(planned), n_done, tuple(settings), tuple(untrusted.items()))
+    return SweepCost(len(planned), n_done, tuple(settings), tuple(untrusted.items()), seconds)
+
+
+def _seconds_per_job(inputs: JobInputs, jobs: Sequence[Job]) -> float:
+    """The seconds of a job, from a batch of a few that is run and not written; NaN where it fails."""
+    few = jobs[:TRIED]
+    if jobs[0].setting.study in SEPARATE:
+        few = jobs[:1]
+    else:
+        run_jobs(
+            inputs, few[:1]
+        )  # what is done once for all, such as the capture of activations, comes first
+    rows = run_jobs(inputs, few)
+    if any(row["status"] not in MEASURED for row in rows):
+        return math.nan
+    return sum(row["seconds"] for row in rows) / len(rows)

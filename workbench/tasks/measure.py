@@ -21,11 +21,12 @@ from workbench.models.load import check_eval, model_device, model_name
 from workbench.models.locks import alone
 from workbench.models.model import Model
 from workbench.models.padding import padding_options
+from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.statistics import mean_interval, share_interval
-from workbench.tasks.registry import TASKS, Task, load_task
-from workbench.text import progress_bar
+from workbench.tasks.registry import load_task
+from workbench.tasks.task import TASKS, Task
 
 # Prompts per forward pass, and numbers in its logits: 256 MB, which any machine has.
 BATCH, MOST_LOGITS = 256, 2**26

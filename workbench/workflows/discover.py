@@ -28,10 +28,10 @@ from workbench.files import check_output, replaced
 from workbench.metrics.metric import Metric
 from workbench.models.calls import model_call
 from workbench.models.model import Model
+from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.render.report import report
-from workbench.tasks.registry import find_task
-from workbench.text import progress_bar
+from workbench.tasks.task import find_task
 from workbench.workflows.discover_cost import DiscoverCost, cost_of
 from workbench.workflows.discover_page import sections_of
 from workbench.workflows.discovery_job import FEW, STEPS, DiscoveryJob

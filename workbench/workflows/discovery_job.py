@@ -40,7 +40,8 @@ from workbench.models.model import Model
 from workbench.sites import grid
 from workbench.statistics import gap_of_means, summary
 from workbench.tasks.measure import Score, clean_run, measure
-from workbench.tasks.registry import TASKS, load_task
+from workbench.tasks.registry import load_task
+from workbench.tasks.task import TASKS
 from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.prompt_sets import PromptSets
 

@@ -25,7 +25,8 @@ from workbench.models.model import Model
 from workbench.render.plots import plot
 from workbench.sites import Position, grid, kind_named
 from workbench.statistics import summary
-from workbench.tasks.registry import PAIR_READERS, find_task, pairs_of
+from workbench.tasks.registry import PAIR_READERS, pairs_of
+from workbench.tasks.task import find_task
 
 # The values of `named_values.NAMES` that need only the prompts: no number (`constant:X`, `scale:X`), no fit
 # (`optimal`).

@@ -19,7 +19,8 @@ from workbench.metrics.metric import Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
-from workbench.tasks.registry import find_task, load_task
+from workbench.tasks.registry import load_task
+from workbench.tasks.task import find_task
 
 TASK_PAIRS = 64
 """Pairs of a task to find with, as many to select with, and twice as many to test with."""

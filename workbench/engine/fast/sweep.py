@@ -20,10 +20,10 @@ from workbench.engine.fast.readout import Readout, read_position
 from workbench.engine.fast.staircase import StaircaseWalk, WalkOutcome, run_base
 from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost
 from workbench.engine.threads import few_threads
+from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key
-from workbench.text import progress_bar
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from workbench.engine.run import Edit
 from workbench.engine.runs import ElementsOf, MeasuredRuns, RunCost, forward_flops
 from workbench.errors import NotFinite
 from workbench.models.model import Model
+from workbench.progress import progress_bar
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Key, Shape, Site
-from workbench.text import progress_bar
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import xarray as xr
 
 from workbench.circuit.circuit import Circuit
-from workbench.engine.named_values import OTHER_SIDE, other_side
 from workbench.errors import CircuitError
+from workbench.names import OTHER_SIDE, other_side
 
 Ends = tuple[str, str]
 """Writer and reader of an edge."""
