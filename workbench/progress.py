@@ -39,7 +39,7 @@ def progress_bar(total: int, description: str, unit: str, *, shown: bool) -> "tq
     if sys.stderr is not None and sys.stderr.isatty():
         return tqdm(**settings, delay=DELAY)
     if log.isEnabledFor(logging.INFO):
-        return _LoggedBar(**settings, file=io.StringIO(), mininterval=1.0, miniters=1)
+        return _LoggedBar(**settings, file=io.StringIO(), mininterval=1.0, miniters=1, disable=False)
     return tqdm(**settings, disable=True)
 
 
