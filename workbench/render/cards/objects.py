@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from workbench.errors import WorkbenchError
@@ -12,7 +11,8 @@ from workbench.probes.labels import Labels
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.render.cards.card import Card, Marked, card_of, picture_of
-from workbench.render.cards.strongest import SHOWN, at_largest
+from workbench.render.cards.headlines import probe_rows, probes_headline
+from workbench.render.cards.strongest import SHOWN
 from workbench.stores.store import ActivationStore
 from workbench.sweeps.strongest import strongest as strongest_rows
 from workbench.sweeps.table import Sweep
@@ -116,28 +116,8 @@ def _labels(labels: Labels) -> Card:
 @card_of.register
 def _probes(probes: Probes) -> Card:
     """Each concept's best probe on held-out prompts, beside the best of its controls."""
-    results, rows = probes.results, []
-    for concept in map(str, results["concept"].values):
-        table = results.sel(concept=concept)
-        measure = "r2" if bool(np.isnan(table["accuracy"]).all()) else "roc_auc"
-        own = table.sel(control="none")
-        if bool(np.isnan(own[measure]).all()):
-            measure = "accuracy"
-        cell = at_largest(own, own[measure])
-        row = {"concept": visible(concept), "measure": measure}
-        row |= {axis: cell[axis].item() for axis in ("layer", "k") if axis in cell.coords}
-        row |= {"held out": float(cell[measure]), "low": float(cell[f"{measure}_low"])}
-        row |= {"high": float(cell[f"{measure}_high"])}
-        for control in map(str, results["control"].values):
-            if control != "none":
-                row[control] = float(table.sel(control=control)[measure].max())
-        rows.append(row)
-    told = [
-        f"{row['concept']}: {row['measure']} {row['held out']:.2f} on held-out prompts (layer {row.get('layer', '?')}, "
-        f"{row.get('k', '?')} features)"
-        for row in rows[:3]
-    ]
-    sentence = f"Best probes, {'; '.join(told)}. A probe shows what can be read, not what the model uses: causal_check."
+    rows = probe_rows(probes.results)
+    sentence = probes_headline(rows)
     return Card(
         sentence, pd.DataFrame(rows).head(SHOWN), picture_of(probes, sentence), more=max(0, len(rows) - SHOWN)
     )

@@ -5,6 +5,7 @@ They are applied in the order of the file: `up_to_end`, `without_single`, `by_la
 """
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -12,6 +13,10 @@ import xarray as xr
 from workbench.render.figures.notes import noted, over_examples
 
 MOST_BARS, MOST_NEURONS = 60, 64
+FEW_WRITERS = 8
+"""Writers of paths that are no grid of layers and heads: most of its cells would be empty."""
+AT_LAST_TOKEN = ("logit_lens", "norms")
+"""Kinds of results whose prompts are compared at their last token."""
 STRONGEST = 24
 """Cells shown, the strongest, of an axis with more than `MOST_BARS` (edges, paths) or `MOST_NEURONS`."""
 
@@ -19,6 +24,46 @@ STRONGEST = 24
 def axes_of_cells(result: xr.DataArray) -> list[str]:
     """The axes that a figure shows: all but `example`, over which the mean is taken."""
     return [str(axis) for axis in result.dims if axis != "example"]
+
+
+def comparable_positions(result: xr.DataArray) -> xr.DataArray:
+    """The result without a mean over prompts at positions that are not the same word in each.
+
+    Position 5 of one template is another word in the next, so that a mean over both says nothing. A measure of
+    the stream is shown at the last token of each prompt; of other results the first prompt is shown, and a note
+    says how to ask for more. Named positions, and prompts whose tokens are all alike (`token`), are comparable.
+    """
+    places = [axis for axis in ("pos", "query_pos", "key_pos") if axis in result.dims]
+    if result.sizes.get("example", 1) < 2 or not places or _are_alike(result, places):
+        return result
+    if result.attrs.get("kind") in AT_LAST_TOKEN:
+        return noted(at_last_token(result), "at the last token of each prompt")
+    n = result.sizes["example"]
+    first = result.isel(example=0)
+    note = f"prompt 0 of {n}: positions of different prompts are not averaged; name them, as in pos=['END']"
+    return noted(first, note)
+
+
+def at_last_token(result: xr.DataArray) -> xr.DataArray:
+    """The last position of each prompt that was measured."""
+    if "pos" not in result.dims:
+        return result
+    measured = result.notnull().any([axis for axis in result.dims if axis not in ("example", "pos")])
+    places = xr.DataArray(np.arange(result.sizes["pos"]), dims="pos")
+    last = xr.where(measured, places, -1).max("pos").clip(min=0)
+    return result.isel(pos=last).drop_vars(
+        [name for name in result.coords if "pos" in str(name)], errors="ignore"
+    )
+
+
+def _are_alike(result: xr.DataArray, places: Sequence[str]) -> bool:
+    """Whether the positions mean the same in every prompt: named ones, single ones, or equal tokens."""
+    for axis in places:
+        labels = result.coords.get(axis)
+        is_named = labels is not None and labels.dtype.kind in "OUT"
+        if result.sizes[axis] > 1 and not is_named and "token" not in result.coords:
+            return False
+    return True
 
 
 def up_to_end(result: xr.DataArray) -> xr.DataArray:
@@ -55,6 +100,8 @@ def by_layer_and_head(result: xr.DataArray) -> xr.DataArray:
     dim = next((str(axis) for axis in result.dims if axis in ("writer", "component")), None)
     others = [axis for axis in result.dims if axis not in ("example", dim)]
     if dim is None or any(axis != "reader" or result.sizes[axis] > 6 for axis in others):
+        return result
+    if dim == "writer" and "reader" in others and result.sizes[dim] <= FEW_WRITERS:
         return result
     names = list(map(str, result[dim].values))
     cells: dict[int, tuple[int, str]] = {}

@@ -5,6 +5,7 @@ One axis makes bars (or a line over layers), two a heatmap, more a panel for eac
 
 from typing import Any
 
+import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
@@ -12,6 +13,8 @@ from workbench.errors import WorkbenchError
 from workbench.render.figures.array_axes import (
     axes_of_cells,
     by_layer_and_head,
+    by_strength,
+    comparable_positions,
     strongest_cells,
     up_to_end,
     without_single,
@@ -23,6 +26,8 @@ from workbench.render.figures.line_plots import curve
 from workbench.render.figures.notes import check_filled, mean_note, noted, over_examples
 from workbench.statistics import summary
 
+FEW_PATHS = 24
+"""Paths that become bars and not a grid."""
 TRAJECTORIES = ("logit_lens", "norms")
 """Kinds of results that are a line over layers, with a band over examples, when layers are their only axis.
 """
@@ -50,8 +55,11 @@ def array_figure(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
         raise WorkbenchError(
             "A single number cannot be drawn: keep an axis of the result, such as its examples."
         )
+    result = comparable_positions(result)
     result = strongest_cells(by_layer_and_head(without_single(up_to_end(result))))
     axes = axes_of_cells(result)
+    if _are_few_paths(result):
+        return _path_bars(result, title)
     if len(axes) > 1:
         return heatmaps(result, title=title, labels=labels)
     with_interval = None
@@ -62,6 +70,29 @@ def array_figure(result: xr.DataArray, title: Title, labels: Labels) -> Figure:
     if with_interval is None:
         return bars(result, title=title, labels=labels)
     return bars(result, low=with_interval["low"], high=with_interval["high"], title=title, labels=labels)
+
+
+def _are_few_paths(result: xr.DataArray) -> bool:
+    """Whether it is a table of so few writers and readers that bars with intervals say more than a grid."""
+    cells = result.sizes.get("writer", 0) * result.sizes.get("reader", 0)
+    return set(axes_of_cells(result)) == {"writer", "reader"} and cells <= FEW_PATHS
+
+
+def _path_bars(result: xr.DataArray, title: Title) -> Figure:
+    """A bar for each measured path, named `writer→reader`, the strongest first."""
+    flat = result.stack(path=("writer", "reader"), create_index=False)
+    ends = zip(flat["writer"].values, flat["reader"].values, strict=True)
+    named = flat.drop_vars(("writer", "reader")).assign_coords(
+        path=np.array([f"{writer} → {reader}" for writer, reader in ends], dtype=object)
+    )
+    order = by_strength(named.transpose("path", ...))
+    means = over_examples(named)
+    measured = [i for i in order if np.isfinite(float(means[int(i)]))]
+    shown = named.isel(path=measured)
+    if shown.sizes.get("example", 1) > 1:
+        interval = summary(shown)
+        return bars(shown, low=interval["low"], high=interval["high"], title=title)
+    return bars(shown, title=title)
 
 
 def _trajectory(result: xr.DataArray, with_interval: xr.Dataset | None, title: Title) -> Figure:

@@ -20,17 +20,22 @@ from workbench.render.figures.canvas import (
     GROUND,
     INK,
     LEGEND,
+    NARROWEST,
     SERIES,
     Picture,
     light_grid,
     settled,
     styled,
 )
+from workbench.render.figures.cells import number_texts
 from workbench.render.figures.headings import legend_name, set_title, word
+from workbench.render.figures.meaning import oriented, quantity_of, supporting_sign
 from workbench.render.figures.notes import axes_of, check_filled, over_examples
 from workbench.render.writing import BLUE, ORANGE
 from workbench.text import visible
 
+NUMBERED = 40
+"""Bars whose numbers are written beside them."""
 _LONG, _LONGEST = 12, 44
 """Names of more than 12 characters stand beside horizontal bars, cut at 44."""
 
@@ -69,12 +74,17 @@ def bars(
         length = min(14, max(2.0, length))
         size, room = (6.8, length), length - 0.8
     else:
-        length = min(14, max(4.2, length))
-        size, room = (length, 3.2), length - 1.2
+        length = min(14, max(NARROWEST, length))
+        size, room = (length, 3.4), length - 1.2
     with styled():
         figure = Picture(figsize=size, layout="constrained")
         axes = figure.subplots()
-        draw_bars(axes, result, low, high, lying=lying)
+        colours = None
+        if result.ndim == 1:
+            colours = sign_colours(result)
+        draw_bars(axes, result, low, high, lying=lying, colours=colours)
+        if result.ndim == 1 and result.size <= NUMBERED:
+            write_numbers(axes, result, low, high, lying=lying)
         if reference is not None:
             mark_reference(axes, reference, lying=lying)
         name_bars(axes, result, labels, lying=lying, length=room, most=_LONGEST)
@@ -82,6 +92,42 @@ def bars(
             axes.legend(title=word(result.dims[0]), title_fontsize=8, alignment="left", **LEGEND)
         set_title(axes, result, title)
         return settled(figure)
+
+
+def sign_colours(result: xr.DataArray) -> list[str]:
+    """The colour of each bar: blue where its number supports the behaviour, orange where it opposes it."""
+    turned = oriented(np.asarray(result.values, dtype=float), supporting_sign(result))
+    return [BLUE if value >= 0 else ORANGE for value in turned]
+
+
+def write_numbers(
+    axes: Axes, result: xr.DataArray, low: xr.DataArray | None, high: xr.DataArray | None, *, lying: bool
+) -> None:
+    """The number of each bar at its end, beyond its interval."""
+    values = np.asarray(result.values, dtype=float)
+    texts = number_texts(values)
+    ends = values.copy()
+    if low is not None and high is not None:
+        farther = np.where(values >= 0, high.values, low.values).astype(float)
+        ends = np.where(np.isfinite(farther), farther, values)
+    for place, (end, text) in enumerate(zip(ends.tolist(), texts.tolist(), strict=True)):
+        if not np.isfinite(end):
+            continue
+        away = 4 if values[place] >= 0 else -4
+        # beyond the end of the bar and of its interval, on the side where the bar ends
+        if lying:
+            at, offset = (end, place), (away, 0)
+            across, along = ("left" if away > 0 else "right"), "center"
+        else:
+            at, offset = (place, end), (0, away)
+            across, along = "center", ("bottom" if away > 0 else "top")
+        axes.annotate(
+            text, at, xytext=offset, textcoords="offset points", fontsize=7.5, color=INK, ha=across, va=along
+        )
+    if lying:
+        axes.margins(x=0.12)
+    else:
+        axes.margins(y=0.16)
 
 
 def mark_reference(axes: Axes, value: float, *, lying: bool) -> None:
@@ -100,7 +146,7 @@ def name_bars(
         most: characters of a name beside lying bars; below standing ones they are 16.
         quantity: by default the name of the result.
     """
-    quantity = quantity or word(result.name or "value")
+    quantity = quantity or quantity_of(result, word(result.name or "value"))
     dim = str(result.dims[-1])
     if lying:
         axes.set_xlabel(quantity)

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from workbench.render.figures.axis_labels import label_axis
-from workbench.render.figures.canvas import GROUND
+from workbench.render.figures.canvas import CELL, GROUND
 from workbench.render.figures.headings import word
+from workbench.render.figures.meaning import quantity_of
 
 
 def cells(
@@ -48,7 +49,7 @@ def _cell_text(axes: Axes, image: Any, at: tuple[int, ...], value: float, text: 
         box = {"facecolor": GROUND["facecolor"], "linewidth": 0, "pad": 1}
     axes.text(
         at[1], at[0], text, ha="center", va="center", fontsize=size, color="white" if is_dark else "#1f2937",
-        bbox=box, clip_on=True,
+        bbox=box, clip_on=True, gid=f"{CELL}-dark" if is_dark else CELL,
     )  # fmt: skip
 
 
@@ -63,10 +64,32 @@ def label_cells(
     label_axis(axes, "x", result, columns, labels, inches=max(inches[0], 0.4))
 
 
-def colour_bar(figure: Figure, image: Any, axes: Any, name: object) -> None:
-    """The scale of an image, beside the axes it is for."""
+def number_texts(values: np.ndarray) -> np.ndarray:
+    """Every number as the text of its cell, all with the same digits; an empty text where none was measured."""
+    known = values[np.isfinite(values)]
+    largest = float(np.abs(known).max(initial=0))
+    digits = 1 if largest >= 10 else 2
+    texts = np.full(values.shape, "", dtype=object)
+    for at in np.ndindex(values.shape):
+        if np.isfinite(values[at]):
+            text = f"{values[at]:.{digits}f}".replace("-", "−")
+            texts[at] = "0" if float(text.replace("−", "-")) == 0 else text
+    return texts
+
+
+def colour_bar(figure: Figure, image: Any, axes: Any, result: xr.DataArray) -> None:
+    """The scale of an image, beside the axes it is for: the quantity with its unit.
+
+    Its ends are arrows where numbers go beyond it.
+    """
     label = ""
-    if name:
-        label = word(name)
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label=label)
+    if result.name:
+        label = quantity_of(result, word(result.name))
+    known = result.values[np.isfinite(result.values)]
+    beyond, below = bool((known > image.norm.vmax).any()), bool((known < image.norm.vmin).any())
+    extend = {(True, True): "both", (True, False): "max", (False, True): "min"}.get(
+        (beyond, below), "neither"
+    )
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.02, extend=extend)
+    bar.set_label(label, fontsize=8)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]

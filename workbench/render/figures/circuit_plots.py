@@ -4,8 +4,8 @@ One function for each kind of result; begin with `minimality`, the shortest. `pl
 which.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 
 from workbench.circuit.compare import Comparison
 from workbench.errors import WorkbenchError
-from workbench.render.figures.bar_plots import bars, draw_bars
+from workbench.evaluation.nulls import REJECTION_SUPPORTS
+from workbench.render.figures.bar_plots import bars
 from workbench.render.figures.canvas import (
     DASHED,
     GREY,
     GROUND,
+    INK,
     LEGEND,
-    SERIES,
     Picture,
     light_grid,
     plain_ticks,
@@ -29,53 +30,17 @@ from workbench.render.figures.canvas import (
     styled,
 )
 from workbench.render.figures.headings import set_heading
-from workbench.render.figures.line_plots import curve, side_by_side
+from workbench.render.figures.line_plots import curve
 from workbench.render.figures.notes import noted
 from workbench.render.writing import BLUE, ORANGE, shortened
-from workbench.statistics import interval_text
 from workbench.text import visible
 
-CHECKS = ("faithfulness", "complement", "random", "incompleteness")
+GOOD: dict[str, Any] = {"color": "#dcf0e3", "linewidth": 0, "zorder": 0}
+"""Where a number speaks for the circuit."""
+CORE = 0.9
+"""The share of circuits that an edge of the core is in."""
 MOST_EDGES = 24
-"""The most edges of a test of minimality: those with the smallest p."""
-
-
-def evaluation(result: xr.Dataset, title: str | None = None) -> Figure:
-    """Faithfulness of circuits, and of a single circuit its checks too: bars, a series for each ablation."""
-    is_one = result.sizes.get("circuit") == 1
-    one = result
-    if is_one:
-        one = result.isel(circuit=0)
-    checks = [name for name in CHECKS if name in one]
-    if is_one:
-        if "minimal" in one:
-            checks.append("minimal")
-        table = _checks_table(one, checks).transpose(..., "check")
-    elif result.sizes.get("ablation", 1) > 1:
-        # several circuits and ablations leave no room for further checks
-        table = _checks_table(one, ["faithfulness"], quantity="faithfulness").isel(check=0, drop=True)
-        table = table.transpose("ablation", "circuit")
-    else:
-        flat = one
-        if "ablation" in one.dims:
-            flat = one.squeeze("ablation")
-        if len(checks) > 1:
-            table = _checks_table(flat, checks).transpose("check", "circuit")
-        else:
-            table = _checks_table(flat, checks, quantity="faithfulness").squeeze("check", drop=True)
-    shown = table["mean"].rename(table.attrs["quantity"]).assign_attrs(result.attrs)
-    if "n_edges" in result and is_one and result["n_edges"].size:
-        shown = noted(shown, f"{int(result['n_edges'].values.flat[0]):,} edges")
-    return bars(shown, low=table["low"], high=table["high"], title=title, reference=1.0)
-
-
-def _checks_table(
-    result: xr.Dataset, names: Sequence[str], quantity: str = "share of the effect"
-) -> xr.Dataset:
-    """`mean`, `low` and `high` of each check."""
-    # A result calls the ends of the interval of the faithfulness plainly `low` and `high`.
-    named = result.assign(faithfulness_low=result["low"], faithfulness_high=result["high"])
-    return side_by_side(named, names, "check", quantity=quantity)
+"""The most edges of a test of minimality: those with the smallest p; and of a picture of stability."""
 
 
 def minimality(result: xr.Dataset, title: str | None = None) -> Figure:
@@ -89,27 +54,37 @@ def minimality(result: xr.Dataset, title: str | None = None) -> Figure:
 
 
 def stability(result: xr.Dataset, title: str | None = None) -> Figure:
-    """How much circuits found on resampled prompts agree, and how many edges each of them has."""
+    """How often each edge is in the circuits found on resampled prompts, and how many edges each circuit has."""
+    counts = result["n_edges"].values
+    frequency = result["frequency"].values if "frequency" in result else np.zeros(0)
+    n_always = int((frequency == 1).sum())
     with styled():
-        figure = Picture(figsize=(6.8, 3.2), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1, 2.4])
-        jaccard, low, high = (result[name].expand_dims("circuits") for name in ("jaccard", "low", "high"))
-        draw_bars(left, jaccard.assign_coords(circuits=["resampled"]), low, high)
-        left.set(ylim=(0, 1.02), xlim=(-0.8, 0.8), xticks=[], ylabel="Jaccard index of edges")
-        interval = interval_text(float(result["low"]), float(result["high"]), ".2f")
-        left.set_title(f"{float(result['jaccard']):.2f} {interval}", fontsize=9.5, fontweight="normal")
-        counts = result["n_edges"].values
+        figure = Picture(figsize=(7.2, 3.6), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1.7, 1])
+        places = np.arange(1, len(frequency) + 1)
+        left.fill_between(places, frequency, step="mid", color=BLUE, alpha=0.2, linewidth=0)
+        left.step(places, frequency, where="mid", color=BLUE, linewidth=1.6)
+        left.axhline(CORE, **DASHED)
+        left.annotate(
+            f"in {CORE:.0%} of the circuits: {int((frequency >= CORE).sum())} edges", (0.99, CORE - 0.02),
+            xycoords=left.get_yaxis_transform(), fontsize=8, color=GREY, ha="right", va="top",
+        )  # fmt: skip
+        left.set(ylim=(0, 1.05), xlim=(0.5, max(1.5, len(frequency) + 0.5)))
+        left.set(xlabel="edges, the most frequent first", ylabel="share of circuits that have it")
+        light_grid(left)
         # a bar for each number of edges, where they are few
         one_each = np.arange(counts.min(), counts.max() + 2) - 0.5
-        right.hist(counts, bins=one_each if np.ptp(counts) < 30 else 20, color=BLUE)
+        right.hist(counts, bins=one_each if np.ptp(counts) < 30 else 20, color=BLUE, rwidth=0.9)
         for axis in (right.xaxis, right.yaxis):
             axis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
-        right.set(xlabel="number of edges after pruning", ylabel="resamples")
+        right.set(xlabel="edges of a circuit (pruned)", ylabel="resamples")
         light_grid(right)
-        note = ""
-        if "draws" in result.attrs:
-            note = f"{result.attrs['draws']} resamples"
-        set_heading(figure, result.assign_attrs(note=note), title)
+        rare = shortened(result["edge"].values[frequency < CORE][-3:], 24) if len(frequency) else []
+        notes = [f"{result.attrs['draws']} resamples"] if "draws" in result.attrs else []
+        notes.append(f"{n_always} of {len(frequency)} edges are in all circuits")
+        if rare:
+            notes.append(f"seldom: {', '.join(rare)}")
+        set_heading(figure, result.assign_attrs(note=" · ".join(notes)), title)
         return settled(figure)
 
 
@@ -127,23 +102,36 @@ def comparison(result: Comparison, title: str | None = None) -> Figure:
             axes.set_ylabel({"reader": "into", "writer": "out of"}[side])
         grid[0, 0].legend(**LEGEND)
         grid[-1, 0].set_xlabel("number of edges")
+        shared = int((result.a.edges & result.b.edges).sum())
+        either = int((result.a.edges | result.b.edges).sum())
+        told = f"Both circuits have {shared:,} of the {either:,} edges of either (Jaccard index {result.jaccard:.2f})."
         note = (
             f"Jaccard of edges {result.jaccard:.2f}, of nodes {result.node_jaccard:.2f}"
             f" · precision of b {result.precision:.2f}, recall of a {result.recall:.2f}"
         )
         if result.collapsed:
             note += " · positions and neurons collapsed"
-        set_heading(figure, xr.Dataset(attrs={"note": note}), title)
+        set_heading(figure, xr.Dataset(attrs={"note": note, "conclusion": told}), title)
         return settled(figure)
 
 
 def _draw_shared(axes: Axes, rows: pd.DataFrame) -> None:
     """A bar for each class of components: edges of both circuits, then those of one alone."""
     a, b, both = (rows[name].to_numpy() for name in ("a", "b", "both"))
-    segments = (("both", both, BLUE), ("only a", a - both, SERIES[1]), ("only b", b - both, SERIES[2]))
+    # Only what differs has a colour, and a hatch besides.
+    segments: tuple[tuple[str, Any, dict[str, Any]], ...] = (
+        ("both", both, {"color": "#cbd5e1"}),
+        ("only a", a - both, {"color": BLUE}),
+        ("only b", b - both, {"color": ORANGE, "hatch": "///", "edgecolor": "white"}),
+    )
     start, places = np.zeros(len(rows)), np.arange(len(rows))
-    for name, counts, colour in segments:
-        axes.barh(places, counts, 0.7, left=start, color=colour, label=name)
+    for name, counts, look in segments:
+        bars_of = axes.barh(places, counts, 0.7, left=start, label=name, linewidth=0, **look)
+        labels = [str(int(count)) if count >= 2 else "" for count in counts]
+        ink = INK if name == "both" else "white"
+        for text in axes.bar_label(bars_of, labels, label_type="center", fontsize=7.5, color=ink):
+            if name == "only b":  # white on a hatch of white would not be read
+                text.set_bbox({"facecolor": ORANGE, "linewidth": 0, "pad": 0.8})
         start = start + counts
     axes.set_yticks(places, list(map(str, rows["class"])))
     axes.set_ylim(len(rows) - 0.4, -0.6)  # reversed, so that the first class is at the top as in the table
@@ -155,12 +143,12 @@ def verdicts(result: xr.Dataset, title: str | None = None) -> Figure:
     """The p-value of every test of a circuit, coloured by its verdict; for minimality also of every edge."""
     alpha = float(result.attrs.get("alpha", 0.05))
     n_tests, edges = result.sizes["test"], _smallest(result)
-    height, ratios = 1.6 + 0.32 * n_tests, [1.0 + n_tests]
+    height, ratios = 1.9 + 0.46 * n_tests, [1.0 + 1.6 * n_tests]
     if edges is not None:
         height += 0.9 + 0.19 * len(edges.names)
         ratios.append(0.6 * len(edges.names) + 1)
     with styled():
-        figure = Picture(figsize=(7.2, height), layout="constrained")
+        figure = Picture(figsize=(9.0, height), layout="constrained")
         grid = figure.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)
         _draw_tests(grid[0, 0], result, alpha)
         grid[-1, 0].set_xlabel("p")
@@ -169,24 +157,48 @@ def verdicts(result: xr.Dataset, title: str | None = None) -> Figure:
         accepted = ""
         if "accepted" in result:
             accepted = f"accepted: {'yes' if bool(result['accepted']) else 'no'}"
-        set_heading(figure, result.assign_attrs(note=f"{accepted} · dashed: alpha {alpha:g}"), title)
+        note = f"{accepted} · green: p that speaks for the circuit · dashed: alpha {alpha:g}"
+        set_heading(figure, result.assign_attrs(note=note), title)
         return settled(figure)
 
 
+NULLS = {
+    "equivalence": "circuit and model score alike",
+    "independence": "what is outside does not matter",
+    "minimality": "no edge is superfluous",
+    "sufficiency": "random circuits do as well",
+    "partial_necessity": "removing random edges harms as much",
+}
+"""What each test would reject: its null hypothesis, in words."""
+
+
 def _draw_tests(axes: Axes, result: xr.Dataset, alpha: float) -> None:
-    """A row for each test: its p-value, and in words what it says."""
+    """A row for each test: the p-values that speak for the circuit shaded, its own, and the verdict in words."""
     p, supports = result["p"].values, result["supports"].values.astype(bool)
     _draw_p_values(axes, p, [BLUE if good else ORANGE for good in supports], alpha)
-    names = [visible(str(name).replace("_", " ")) for name in result["test"].values]
-    axes.set_yticks(range(len(names)), names)
-    for row, (statistic, good) in enumerate(zip(result["statistic"].values, supports, strict=True)):
+    tests = list(map(str, result["test"].values))
+    left, right = axes.get_xlim()
+    for row, test in enumerate(tests):
+        # a small p is good where the null speaks against the circuit, and bad where it speaks for it
+        ends = (left, alpha) if REJECTION_SUPPORTS.get(test, False) else (alpha, right)
+        axes.fill_betweenx([row - 0.4, row + 0.4], *ends, **GOOD)
+    axes.set_yticks(range(len(tests)), [_null_of(test) for test in tests], fontsize=8)
+    beside = axes.get_yaxis_transform()
+    for row, good in enumerate(supports):
         text = "nothing to test"
         if np.isfinite(p[row]):
-            verdict = "supports" if good else "speaks against"
-            text = f"statistic {statistic:.3g}: {verdict} the circuit"
+            decision = "rejected" if p[row] < alpha else "not rejected"
+            text = f"{'✓' if good else '✗'} {decision}: {'for' if good else 'against'} the circuit"
         # x is a share of the axes and y a row, so that text stands outside the axes beside its row
-        beside = axes.get_yaxis_transform()
-        axes.text(1.02, row, text, transform=beside, va="center", fontsize=8, color=GREY)
+        colour = BLUE if good else ORANGE
+        axes.text(1.02, row, text, transform=beside, va="center", fontsize=8, color=colour)
+
+
+def _null_of(test: str) -> str:
+    name = visible(test.replace("_", " "))
+    if test not in NULLS:
+        return name
+    return f"{name}\n“{NULLS[test]}”"
 
 
 @dataclass(frozen=True)

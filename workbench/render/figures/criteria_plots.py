@@ -42,7 +42,7 @@ def frontier(result: xr.Dataset, title: str | None = None) -> Figure:
             of the circuit that was chosen, and is marked.
     """
     with styled():
-        figure = Picture(figsize=(7.8, 6.0), layout="constrained")
+        figure = Picture(figsize=(7.8, 6.4), layout="constrained")
         grid = figure.subplots(2, 2, sharex=True)
         for axes in grid.flat:
             _mark_sizes(axes, result)
@@ -57,7 +57,7 @@ def frontier(result: xr.Dataset, title: str | None = None) -> Figure:
         for axes in grid[1]:
             axes.set_xlabel("number of edges")
         handles, labels = grid[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=4, frameon=False, fontsize=8)
+        figure.legend(handles, labels, loc="outside upper right", ncols=4, frameon=False, fontsize=8)
         notes = [
             "green: the bound holds (of (b), that of the error)",
             "grey: too large to count as a circuit",

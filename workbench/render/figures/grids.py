@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
 from workbench.render.figures.axis_labels import labels_of
-from workbench.render.figures.canvas import Picture, palette, settled, styled
-from workbench.render.figures.cells import cells, colour_bar, label_cells
+from workbench.render.figures.canvas import NARROWEST, Picture, palette, settled, styled
+from workbench.render.figures.cells import cells, colour_bar, label_cells, number_texts
 from workbench.render.figures.headings import set_heading, set_title, word
 from workbench.render.figures.notes import axes_of, check_filled, noted, over_examples
 from workbench.render.writing import shorten
@@ -23,6 +23,10 @@ from workbench.text import visible
 
 MOST_PANELS = 48
 """The most panels of `heatmaps`; a note says how many were left out."""
+NUMBERED = 160
+"""The most cells of a grid whose numbers are written in them."""
+WRITTEN = 26
+"""The most columns of all panels together whose cells have their numbers too."""
 _SMALL = {"axes.titlesize": 8.5, "axes.titleweight": "normal", "xtick.labelsize": 7, "ytick.labelsize": 7}
 FEW = 8
 """Up to 8 words on an axis beside layers and heads get a panel each."""
@@ -31,8 +35,9 @@ FEW = 8
 def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[str] | None = None) -> Figure:
     """A grid of coloured cells: rows are the first axis of the result, columns the second.
 
-    Red is negative and blue positive, white is 0. A result that is not an effect and has no negative numbers
-    (a pattern, a probability) is drawn in shades of one colour. Layers grow upwards.
+    Blue supports the behaviour and orange opposes it (`meaning.supporting_sign`), white is 0; a few cells have
+    their numbers too. A result that is not an effect and has no negative numbers (a pattern, a probability)
+    is drawn in shades of one colour. Layers grow upwards.
 
     Raises:
         WorkbenchError: the result does not have two axes besides `example`.
@@ -43,19 +48,23 @@ def heatmap(result: xr.DataArray, *, title: str | None = None, labels: Sequence[
     check_filled(result)
     rows, columns = result.shape
     cell_width, cell_height = 0.34, 0.3
+    has_numbers = result.size <= NUMBERED and columns <= 16
+    if has_numbers:
+        cell_width = max(0.46, 4.4 / columns) if columns <= 6 else 0.5
     # many cells are smaller, so that a grid still fits on a screen
     if columns > 30:
         cell_width = 0.14
     if rows > 30:
         cell_height = 0.19
-    width = min(14, max(4.2, 1.9 + columns * cell_width))
-    height = min(12, max(2.4, 1.2 + rows * cell_height))
+    width = min(14, max(NARROWEST, 1.9 + columns * cell_width))
+    height = min(12, max(2.6, 1.9 + rows * cell_height))
     with styled():
         figure = Picture(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
-        image = cells(axes, np.asarray(result.values, dtype=float), palette(result))
-        label_cells(axes, result, labels, (width - 1.9, height - 1.2))
-        colour_bar(figure, image, axes, result.name)
+        values = np.asarray(result.values, dtype=float)
+        image = cells(axes, values, palette(result), number_texts(values) if has_numbers else None)
+        label_cells(axes, result, labels, (width - 1.9, height - 1.9))
+        colour_bar(figure, image, axes, result)
         set_title(axes, result, title)
         return settled(figure)
 
@@ -84,7 +93,10 @@ def heatmaps(
         )
         result, names = result[:MOST_PANELS], names[:MOST_PANELS]
     n, rows, columns = result.shape
-    width, height = (min(5.0, max(0.95, size * 0.18)) for size in (columns, rows))
+    width, height = (min(5.0, max(1.3, size * 0.22)) for size in (columns, rows))
+    has_numbers = n * columns <= WRITTEN and rows <= 16
+    if has_numbers:
+        width = max(1.3, columns * 0.44)
     across = columns_of(n, width, height, panels.across)
     down = -(-n // across)  # rounded up, as the last row of panels may be short
     room = max(8, int(width * 13))
@@ -93,13 +105,15 @@ def heatmaps(
         names = [name.removeprefix(panels.axis) for name in names]
     with styled(_SMALL):
         figure = Picture(
-            figsize=(max(4.2, 1.9 + across * (width + 0.15)), 1.2 + down * (height + 0.3)),
+            figsize=(max(NARROWEST, 1.9 + across * (width + 0.15)), 1.7 + down * (height + 0.3)),
             layout="constrained",
         )
         grid = list(figure.subplots(down, across, squeeze=False).flat)
         image = None
+        texts = number_texts(np.asarray(result.values, dtype=float))
         for i, axes in enumerate(grid[:n]):
-            image = cells(axes, np.asarray(result.values[i], dtype=float), colours)
+            values = np.asarray(result.values[i], dtype=float)
+            image = cells(axes, values, colours, texts[i] if has_numbers else None, size=6.5)
             label_cells(axes, result[i], labels, (width, height))
             axes.set_title(shorten(visible(names[i]), room), pad=3)
             # labels only at the edge of the grid: neighbours share them
@@ -111,7 +125,7 @@ def heatmaps(
                 axes.set_xlabel("")
         for axes in grid[n:]:
             axes.set_axis_off()
-        colour_bar(figure, image, grid, result.name)
+        colour_bar(figure, image, grid, result)
         set_heading(figure, result, title)
         return settled(figure)
 

@@ -3,13 +3,15 @@
 Begin with `set_title` (figures of one panel) and `set_heading` (of several).
 """
 
+import math
 import textwrap
 
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.render.figures.canvas import GREY
+from workbench.render.figures.canvas import CAPTION, GREY, INK
+from workbench.render.figures.meaning import words_of
 from workbench.render.writing import shorten
 from workbench.text import visible
 
@@ -21,6 +23,8 @@ WORDS = {
 
 LABEL = 16
 """Characters of a label."""
+LONGEST = 28
+"""Characters of a fact."""
 
 
 def word(name: object) -> str:
@@ -42,7 +46,14 @@ def facts_of(result: xr.DataArray | xr.Dataset, width: float) -> list[str]:
     `width` in inches.
     """
     keys = ("model", "task", "metric", "value", "method")
-    facts = [shorten(visible(result.attrs[key]), LABEL) for key in keys if result.attrs.get(key)]
+    # one name for the activations of the other run, as in commands and tables
+    given = {
+        key: visible(result.attrs[key]).replace("from_store", "corrupt")
+        for key in keys
+        if result.attrs.get(key)
+    }
+    facts = [shorten(fact, LONGEST) for fact in given.values()]
+    facts += [words_of(result)] if words_of(result) else []
     facts += [visible(note) for note in str(result.attrs.get("note", "")).split(" · ") if note]
     # a letter of the small font is about a fifteenth of an inch wide
     most, lines = max(24, int(width * 15)), [""]
@@ -55,6 +66,11 @@ def facts_of(result: xr.DataArray | xr.Dataset, width: float) -> list[str]:
     return list(filter(None, lines))
 
 
+def conclusion_of(result: xr.DataArray | xr.Dataset, width: float) -> list[str]:
+    """What the figure shows, in lines of so many inches; none where the result does not say."""
+    return textwrap.wrap(str(result.attrs.get("conclusion", "")), max(40, int(width * 14)))
+
+
 def title_lines(title: str, width: float) -> str:
     """The title in up to three lines of so many inches, cut with an ellipsis after them."""
     return "\n".join(textwrap.wrap(visible(title), max(16, int(width * 8)), max_lines=3, placeholder="…"))
@@ -65,29 +81,43 @@ def set_title(axes: Axes, result: xr.DataArray | xr.Dataset, title: str | None) 
     figure = axes.figure
     width = 6.0
     if isinstance(figure, Figure):  # a part of a figure has no width of its own
-        width = figure.get_figwidth() - 1
-    lines = facts_of(result, width)
-    if lines:
-        facts = axes.annotate(
-            "\n".join(lines), xy=(0, 1), xycoords="axes fraction", xytext=(0, 5), textcoords="offset points",
-            fontsize=8, color=GREY, va="bottom",
-        )  # fmt: skip
-        # the layout would shrink the axes to fit a long line, which may run over their edge instead
-        facts.set_in_layout(False)
+        width = figure.get_figwidth() - 0.8
+    told, facts = conclusion_of(result, width), facts_of(result, width)
+    # from the bottom: the facts, and what the figure shows above them
+    heights = ((facts, 5, 8, GREY), (told, 7 + 12 * len(facts), 8.5, INK))
+    for lines, height, size, colour in heights:
+        if lines:
+            text = axes.annotate(
+                "\n".join(lines), xy=(0, 1), xycoords="axes fraction", xytext=(0, height),
+                textcoords="offset points", fontsize=size, color=colour, va="bottom", gid=CAPTION,
+            )  # fmt: skip
+            # the layout would shrink the axes to fit a long line, which may run over their edge instead
+            text.set_in_layout(False)
     heading = ""
     if title:
         heading = title_lines(title, width)
-    elif lines:
-        heading = " "  # an empty text would leave no room for the facts
-    axes.set_title(heading, pad=8 + 12 * len(lines))
+    elif told or facts:
+        heading = " "  # an empty text would leave no room for the lines below it
+    axes.set_title(heading, pad=8 + 12 * len(facts) + 13 * len(told), gid=CAPTION)
 
 
 def set_heading(figure: Figure, result: xr.DataArray | xr.Dataset, title: str | None) -> None:
     """The title of a figure of several panels; the facts stand at its foot."""
-    if title:
+    told = conclusion_of(result, figure.get_figwidth())
+    if title or told:
+        # matplotlib has one title of a figure and no line below it: the title is drawn on top of its lines
+        heading = title_lines(title, figure.get_figwidth()) if title else ""
+        below = "\n".join(told)
+        # lines of the title are higher than those below it
+        room = math.ceil(1.4 * (heading.count("\n") + 1)) if heading else 0
         figure.suptitle(
-            title_lines(title, figure.get_figwidth()), x=0.01, ha="left", fontsize=11, fontweight="bold"
+            "\n" * room + below, x=0.01, ha="left", fontsize=8.5, color=INK, linespacing=1.35, gid=CAPTION
         )
+        if heading:
+            figure.text(
+                0.01, 1 - 0.06 / figure.get_figheight(), heading, ha="left", va="top", fontsize=11,
+                fontweight="bold", in_layout=False, gid=CAPTION,
+            )  # fmt: skip
     lines = facts_of(result, figure.get_figwidth())
     if lines:
-        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY)
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=GREY, gid=CAPTION)

@@ -89,7 +89,7 @@ def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: s
     across = _columns(len(shown))
     down = -(-len(shown) // across)
     with styled({"axes.titlesize": 9.5}):
-        figure = Picture(figsize=(2.0 + 4.2 * across, 0.6 + 2.6 * down), layout="constrained")
+        figure = Picture(figsize=(2.2 + 4.2 * across, 1.2 + 2.6 * down), layout="constrained")
         grid = list(figure.subplots(down, across, squeeze=False).flat)
         lines: dict[str, Any] = {}  # by name, so that the legend has each once
         for axes, cell in zip(grid, shown, strict=False):
@@ -105,11 +105,11 @@ def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: s
         for axes in grid[len(shown) :]:
             axes.set_axis_off()
         # one legend for all: a panel may lack lines that were not measured for its cell
-        figure.legend(lines.values(), lines.keys(), loc="outside right upper", frameon=False, fontsize=8)
+        figure.legend(lines.values(), lines.keys(), loc="outside right lower", frameon=False, fontsize=8)
         left_out = len(cells) - len(shown)
-        note = ""
+        note = "solid: k features, with the 95 % interval of the largest k · dashed: controls, mean and range of draws"
         if left_out:
-            note = f"the first {len(shown)} of {len(cells)} panels; {left_out} left out"
+            note += f" · the first {len(shown)} of {len(cells)} panels; {left_out} left out"
         set_heading(figure, results.assign_attrs(note=note), title)
         return settled(figure)
 
@@ -143,14 +143,15 @@ def causal_figure(result: xr.Dataset, *, title: str | None = None) -> Figure:
         if axis not in result.dims:  # an edit or layer that was selected has lost its axis
             result = result.expand_dims(axis)
     result = result.transpose("layer", "edit", ...)
-    width = 1.9 + len(edits) * max(2.2, 0.5 * result.sizes["layer"])
+    width = 2.6 + len(edits) * max(2.4, 0.5 * result.sizes["layer"])
     with styled({"axes.titlesize": 9.5}):
-        figure = Picture(figsize=(width, 3.2), layout="constrained")
+        figure = Picture(figsize=(width, 3.8), layout="constrained")
         grid = figure.subplots(1, len(edits), squeeze=False, sharey=True)[0]
         for axes, edit in zip(grid, edits, strict=True):
             _draw_edit(axes, result.sel(edit=edit), edit)
         _causal_legend(grid[-1])
-        grid[0].set_ylabel("change in the metric")
+        unit = f" ({result.attrs['unit']})" if result.attrs.get("unit") else ""
+        grid[0].set_ylabel(f"change of {result.attrs.get('metric', 'the metric')}{unit}")
         facts = [
             f"{name} {result.attrs[name]}" for name in ("concept", "site", "position") if name in result.attrs
         ]

@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.render.figures.canvas import Picture, settled, styled
+from workbench.render.figures.canvas import NARROWEST, Picture, settled, styled
 from workbench.render.figures.cells import colour_bar
 from workbench.render.figures.grids import columns_of
 from workbench.render.figures.headings import set_heading, set_title
@@ -49,7 +49,7 @@ def assembled(
     height = max(panel.size[1] for panel in panels)
     across = columns_of(n, width + 0.7, height + 0.6, across)
     down = -(-n // across)
-    size = max(4.4, 1.2 + across * (width + 0.7)), 1.1 + down * (height + 0.75)
+    size = max(NARROWEST, 1.2 + across * (width + 0.7)), 1.5 + down * (height + 0.75)
     with styled(_SMALL_TICKS if n == 1 else _SMALL_TICKS | _SMALL_TITLES):
         figure = Picture(figsize=size, layout="constrained")
         grid = list(figure.subplots(down, across, squeeze=False).flat)
@@ -58,7 +58,7 @@ def assembled(
         legends = [axes.get_legend_handles_labels() for axes in grid]
         handles, labels = max(legends, key=lambda legend: len(legend[1]))
         if labels:
-            figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8)
+            figure.legend(handles, labels, loc="outside right lower", frameon=False, fontsize=8)
         if n == 1:
             set_title(grid[0], facts, ": ".join(filter(None, (title, panels[0].name))) or None)
         else:
@@ -83,10 +83,10 @@ def _fill(figure: Figure, grid: Sequence[Axes], panels: Sequence[SheetPanel], on
         axes.set_axis_off()
     if not one_scale:
         for axes, image, quantity in bars:
-            colour_bar(figure, image, axes, quantity)
+            colour_bar(figure, image, axes, xr.DataArray(image.get_array(), name=quantity))
     elif bars:
         _, image, quantity = bars[0]
-        colour_bar(figure, image, list(grid), quantity)
+        colour_bar(figure, image, list(grid), xr.DataArray(image.get_array(), name=quantity))
     else:
         _share(grid[: len(panels)])
 

@@ -15,12 +15,13 @@ from matplotlib.ticker import MaxNLocator
 
 from workbench.errors import WorkbenchError
 from workbench.render.figures.bar_plots import draw_bars, mark_reference, name_bars
-from workbench.render.figures.canvas import GREY, SERIES, light_grid, plain_ticks
+from workbench.render.figures.canvas import GREY, SERIES, SIGNED, light_grid, plain_ticks
 from workbench.render.figures.cells import cells, label_cells
 from workbench.render.figures.headings import word
 from workbench.render.figures.line_plots import draw_line
+from workbench.render.figures.meaning import oriented, supporting_sign
 from workbench.render.figures.sheets import SheetPanel
-from workbench.render.writing import BLUE, shorten
+from workbench.render.writing import BLUE, ORANGE, shorten
 from workbench.sites import Site
 from workbench.sweeps.rows import axes_of, groups, labelled
 from workbench.text import visible
@@ -54,7 +55,8 @@ def setting_panels(
         strongest = bar_panel(strongest_rows(cell), "what", joined("strongest", name), "effect")
         return [_distribution(cell, name), strongest]
     if len(axes) == 2:
-        return [_cells(_filled(labelled(cell, axes, ["mean", "q"])), name, bound)]
+        grid = _filled(labelled(cell, axes, ["mean", "q"]))
+        return [_cells(grid, name, bound, sign=sign_of(cell))]
     if axes == ["layer"]:
         return [bar_panel(cell.sort_values("layer"), "layer", name, "effect")]
     return [bar_panel(strongest_rows(cell), axes[0] if len(axes) == 1 else "what", name, "effect")]
@@ -71,7 +73,18 @@ def _filled(grid: xr.Dataset) -> xr.Dataset:
     return grid.reindex({dim: np.arange(int(grid[dim].max()) + 1) for dim in dims})
 
 
-def _cells(grid: xr.Dataset, name: str, bound: float, quantity: str = "effect") -> SheetPanel:
+def sign_of(rows: pd.DataFrame) -> int:
+    """The sign of effects that show support, as `supporting_sign`; 0 where rows of both bases are mixed."""
+    facts = {}
+    for column in ("base", "metric"):
+        labels = set(rows[column].dropna()) if column in rows else set()
+        facts[column] = labels.pop() if len(labels) == 1 else None
+    return supporting_sign(xr.Dataset(attrs={"kind": "effects"} | facts))
+
+
+def _cells(
+    grid: xr.Dataset, name: str, bound: float, quantity: str = "effect", *, sign: int = 0
+) -> SheetPanel:
     values = grid["mean"].rename(quantity)
     rows, columns = values.shape
     size = (min(6.0, max(1.6, columns * 0.26)), min(5.0, max(1.1, rows * 0.26)))
@@ -79,7 +92,7 @@ def _cells(grid: xr.Dataset, name: str, bound: float, quantity: str = "effect") 
 
     def draw(axes: Axes) -> Any:
         """The cells, and for the colour bar their image."""
-        colours = {"cmap": "RdBu", "norm": CenteredNorm(0, bound)}
+        colours = {"cmap": SIGNED.reversed() if sign < 0 else SIGNED, "norm": CenteredNorm(0, bound)}
         image = cells(axes, np.asarray(values.values, dtype=float), colours, marks)
         label_cells(axes, values, None, size)
         return image
@@ -157,7 +170,9 @@ def bar_panel(
 
     def draw(axes: Axes) -> None:
         """The bars with their names."""
-        draw_bars(axes, bar, low, high, lying=lying)
+        turned = oriented(numbers[0], sign_of(rows) if quantity == "effect" else 1)
+        colours = [BLUE if number >= 0 else ORANGE for number in turned]
+        draw_bars(axes, bar, low, high, lying=lying, colours=colours)
         if reference is not None:
             mark_reference(axes, reference, lying=lying)
         name_bars(axes, bar, None, lying=lying, length=size[lying], most=32, quantity=quantity)

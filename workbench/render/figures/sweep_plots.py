@@ -15,9 +15,18 @@ from matplotlib.figure import Figure
 from workbench.errors import WorkbenchError
 from workbench.render.figures.headings import word
 from workbench.render.figures.sheets import SheetPanel, assembled
-from workbench.render.figures.sweep_panels import ALPHA, bar_panel, joined, setting_panels, strongest_rows
+from workbench.render.figures.sweep_panels import (
+    ALPHA,
+    bar_panel,
+    joined,
+    setting_panels,
+    sign_of,
+    strongest_rows,
+)
+from workbench.statistics import interval_text
 from workbench.sweeps.rows import groups, varying
 from workbench.sweeps.table import Sweep
+from workbench.text import visible
 
 SETTINGS = ("metric", "model", "checkpoint", "task", "split", "variant", "base", "value")
 """Flags that get a panel each where they vary."""
@@ -50,7 +59,7 @@ def sweep_figure(sweep: Sweep, title: str | None = None) -> Figure:
         panels += setting_panels(study, cell, name, over, _bound(same_metric, study))
     if not panels:
         raise WorkbenchError(f"There is nothing to draw: no job of {sweep!r} was measured.")
-    facts = {"note": _note(sweep, table, panels, study)}
+    facts = {"note": _note(sweep, table, panels, study), "conclusion": _strongest_row(table)}
     for flag in NAMED_BY_LABEL:
         if flag not in settings and flag != over:
             facts[flag] = str(table[flag].iloc[0])
@@ -97,6 +106,8 @@ def _setting(flag: str, label: Any) -> str:
 def _note(sweep: Sweep, table: pd.DataFrame, panels: Sequence[SheetPanel], study: str) -> str:
     """What a reader needs to know of the numbers, and what is not shown."""
     notes = []
+    if study in ("effects", "cumulative", "paths") and sign_of(table):
+        notes.append("blue: supports, orange: opposes")
     seeds = {record.get("seed") for record in sweep.records}
     if len(seeds) > 1:
         notes.append(f"over {len(seeds)} seeds")
@@ -108,6 +119,17 @@ def _note(sweep: Sweep, table: pd.DataFrame, panels: Sequence[SheetPanel], study
     if failed:
         notes.append(f"{failed} of {len(sweep.records)} jobs failed")
     return " · ".join(notes)
+
+
+def _strongest_row(table: pd.DataFrame) -> str:
+    """The strongest row of a table of effects in a sentence; "" for tables without means."""
+    if "mean" not in table or "what" not in table or not bool(table["mean"].notna().any()):
+        return ""
+    row = table.loc[table["mean"].abs().idxmax()]
+    interval = ""
+    if "low" in table and np.isfinite(row["low"]):
+        interval = f" {interval_text(float(row['low']), float(row['high']), '.3g')}"
+    return f"The strongest of {len(table):,} rows is {visible(row['what'])} with {row['mean']:.3g}{interval}."
 
 
 def _line_column(study: str, table: pd.DataFrame) -> str | None:

@@ -14,7 +14,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
-from workbench.render.figures.canvas import Picture, settled, styled
+from workbench.render.figures.canvas import NARROWEST, Picture, settled, styled
 from workbench.render.figures.cells import cells, colour_bar, label_cells
 from workbench.render.figures.headings import set_heading, set_title
 from workbench.render.figures.notes import axes_of, noted
@@ -59,11 +59,11 @@ def token_table(
     wide = max(0.34, 0.12 + 0.075 * max(map(len, texts.flat)))
     width, height = wide * prob.sizes["pos"], 0.27 * prob.sizes["layer"]
     with styled():
-        figure = Picture(figsize=(max(4.2, 1.9 + width), max(2.4, 1.4 + height)), layout="constrained")
+        figure = Picture(figsize=(max(NARROWEST, 1.9 + width), max(2.4, 1.4 + height)), layout="constrained")
         axes = figure.subplots()
         image = cells(axes, prob.values, {"cmap": "Blues", "norm": Normalize(0, 1)}, texts)
         label_cells(axes, prob, labels, (width, height))
-        colour_bar(figure, image, axes, prob.name)
+        colour_bar(figure, image, axes, prob)
         set_title(axes, prob, title)
         return settled(figure)
 

@@ -42,7 +42,7 @@ def controls(result: xr.Dataset, title: str | None = None) -> Figure:
     kinds = [str(name) for name in result["control"].values]
     labels = [f"{kind} ({int(n)})" for kind, n in zip(kinds, result["draws"].values, strict=True)]
     with styled():
-        figure = Picture(figsize=(7.8, 1.9 + 0.42 * len(kinds)), layout="constrained")
+        figure = Picture(figsize=(7.8, 2.5 + 0.42 * len(kinds)), layout="constrained")
         grid = figure.subplots(1, 2, sharey=True)
         for axes, name in zip(grid, ("faithfulness", "error"), strict=True):
             _draw_controls(axes, result, name)
@@ -51,7 +51,7 @@ def controls(result: xr.Dataset, title: str | None = None) -> Figure:
         grid[0].set_xlabel("faithfulness")
         grid[1].set_xlabel("error per prompt (share of the mean gap)")
         handles, legend = grid[0].get_legend_handles_labels()
-        figure.legend(handles, legend, loc="outside upper left", ncols=3, frameon=False, fontsize=8)
+        figure.legend(handles, legend, loc="outside upper right", ncols=3, frameon=False, fontsize=8)
         note = (
             "lines: the circuit, with its 95 % interval · marks: controls, with the middle 95 % of the draws, or the "
             "interval over prompts where there is one circuit · in brackets: number of circuits"
@@ -86,7 +86,7 @@ def _draw_controls(axes: Axes, result: xr.Dataset, measure: str) -> None:
 def rule_stability(result: xr.Dataset, title: str | None = None) -> Figure:
     """The sizes that the rule found on resamples, and how alike these circuits are."""
     with styled():
-        figure = Picture(figsize=(7.2, 3.0), layout="constrained")
+        figure = Picture(figsize=(7.6, 3.5), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[2.4, 1.3])
         sizes = np.asarray(result["n_edges"].where(result["size"].notnull()).values, dtype=float)
         found = sizes[np.isfinite(sizes)]
@@ -105,7 +105,7 @@ def rule_stability(result: xr.Dataset, title: str | None = None) -> Figure:
         left.set(xlabel="number of edges, before refining", ylabel="resamples of this size")
         left.set_ylim(0, max(heights.max(initial=1) + 1.2, 3))
         left.yaxis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
-        left.legend(loc="upper right", fontsize=8, frameon=False)
+        left.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, fontsize=8, frameon=False)
         light_grid(left)
         _draw_jaccard(right, result)
         set_heading(figure, result, title)
@@ -190,9 +190,9 @@ def _draw_effects(axes: Axes, result: xr.Dataset, direction: str) -> None:
 def specification(result: xr.Dataset, title: str | None = None) -> Figure:
     """How much each choice changes the circuit, and in what share of the specifications edges are."""
     with styled():
-        figure = Picture(figsize=(7.2, 3.0), layout="constrained")
-        left, right = figure.subplots(1, 2, width_ratios=[1.3, 2])
-        words = {"ablation": "value", "draw": "prompts"}
+        figure = Picture(figsize=(7.8, 3.4), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1.6, 2])
+        words = {"ablation": "value", "draw": "prompts", "score_method": "method"}
         choices = [words.get(str(name), str(name)) for name in result["choice"].values]
         columns = [result[f"jaccard{end}"].rename("Jaccard index") for end in ("", "_low", "_high")]
         draw_bars(left, *columns, colours=[BLUE] * len(choices))
