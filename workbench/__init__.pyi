@@ -67,7 +67,7 @@ from .probes.neurons import neuron_maps as neuron_maps
 from .prompts.corpus import read_corpus as read_corpus
 from .prompts.pairs import PromptPairs as PromptPairs
 from .prompts.prompts import Prompts as Prompts
-from .render.circuit.export import export as export
+from .render.export import export as export
 from .render.plots import plot as plot
 from .render.report import report as report
 from .results import difference as difference

@@ -1,11 +1,14 @@
 """Circuits as files: valid, whole, and never over another file unasked."""
 
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
+import xarray as xr
 
 import workbench as wb
 from workbench.errors import CircuitError, OutputExists, UnknownName, WorkbenchError
+from workbench.render import panels
 from workbench.render.circuit.svg import CircuitView, to_svg
 
 
@@ -46,10 +49,8 @@ def test_a_pdf_is_the_same_bytes_at_another_time(view, tmp_path):
 
 def test_a_circuit_is_exported_as_its_view(circuit, tmp_path):
     assert wb.export(circuit, tmp_path / "c.svg").read_text() == to_svg(CircuitView.of(circuit))
-    with pytest.raises(
-        WorkbenchError, match=r"^export: view='circuit' does not fit; a CircuitView or a Circuit, "
-    ):
-        wb.export("circuit", tmp_path / "d.svg")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(WorkbenchError, match=r"^A str cannot be drawn\. These can: Circuit, "):
+        wb.export("circuit", tmp_path / "d.svg")
 
 
 def test_a_scale_is_a_positive_number(view, tmp_path):
@@ -79,3 +80,15 @@ def test_a_kind_that_cannot_be_drawn_is_refused(view, circuit, tmp_path):
         "export kind='component'."
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_everything_that_has_a_picture_is_exported_at_a_width(view, tmp_path):
+    """A paper needs every kind of picture at the width of its column, and not circuits alone."""
+    result = xr.DataArray([[1.0, -2.0]] * 2, dims=("layer", "head"), name="effect")
+    panel = panels.tokens(["a", " b"], [0.5, 1.0])
+    for thing in (view, result, wb.plot(result), panel):
+        path = wb.export(thing, tmp_path / "a.svg", width="column", overwrite=True)
+        assert re.search(r'width="(3\.25in|234pt)"', path.read_text())
+        ET.parse(path)
+    with pytest.raises(UnknownName, match="Did you mean 'text'"):
+        wb.export(view, tmp_path / "b.svg", width="texts")

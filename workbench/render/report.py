@@ -78,7 +78,7 @@ def report(
 
     Args:
         sections: (heading, item) or (heading, item, caption). An item is a `Circuit` or `CircuitView`, a
-            `Panel`, an xarray result (drawn by `plot`), a matplotlib figure, a pandas table, text, `Html`,
+            `Panel`, whatever `plot` draws (results, probes, sweeps), a matplotlib figure, a pandas table, text, `Html`,
             `Warned`, one of these `Folded`, or a list of these.
         path: of the page.
         title, subtitle: plain text.
@@ -182,12 +182,14 @@ def _show(item: Any, heading: str) -> str:
         return to_html(CircuitView.of(item))
     if isinstance(item, CircuitView):
         return to_html(item)
-    if isinstance(item, xr.DataArray | xr.Dataset):
+    try:
         return figure_html(plot(item), alt=heading)
-    raise WorkbenchError(
-        f"{with_article(type(item).__name__)} cannot be shown. Circuits, views, panels, xarray results, "
-        "pandas tables, matplotlib figures, text, Html(...), Warned(...) and Folded(...) can."
-    )
+    except WorkbenchError as error:
+        raise WorkbenchError(
+            f"{with_article(type(item).__name__)} cannot be shown. Circuits, views, panels, whatever `plot` draws, "
+            "pandas tables, matplotlib figures, text, Html(...), Warned(...) and Folded(...) can. "
+            f"{error}"
+        ) from error
 
 
 def _lines(text: str) -> str:

@@ -13,8 +13,8 @@ from workbench.models.calls import model_call
 from workbench.models.load import load_model, model_name
 from workbench.models.model import Model
 from workbench.models.pinned import PINNED, is_cached
-from workbench.render.circuit.export import export
 from workbench.render.circuit.svg import CircuitView
+from workbench.render.export import export
 from workbench.studies.check import differences
 from workbench.studies.evidence import FILE, Evidence
 from workbench.studies.measure import evidence

@@ -1,58 +1,31 @@
-"""A circuit as a file for papers and slides (`export`): SVG always, PNG and PDF with the extra `pdf`."""
+"""A circuit as a file for papers and slides (`save_circuit`): SVG always, PNG and PDF with the extra `pdf`.
+
+`render.export.export` is the call for every kind of picture.
+"""
 
 import re
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from workbench.arguments import checked
-from workbench.circuit.circuit import Circuit
 from workbench.errors import CircuitError, UnknownName, WorkbenchError
 from workbench.files import check_free, whole
 from workbench.render.circuit.svg import to_svg
 from workbench.render.circuit.view import CircuitView, ViewKind
 
 ENDINGS = (".svg", ".png", ".pdf")
+_SIZE = re.compile(r'width="(?P<width>[\d.]+)" height="(?P<height>[\d.]+)"')
+"""How the first tag of our pictures says their size."""
 
 
-@checked
-def export(
-    view: CircuitView | Circuit,
-    path: str | Path,
-    *,
-    kind: ViewKind = "component",
-    scale: float = 2.0,
-    overwrite: bool = False,
+def save_circuit(
+    view: CircuitView, path: Path, *, kind: ViewKind, width: float | None, scale: float, overwrite: bool
 ) -> Path:
-    """Write one view of a circuit to a .svg, .png or .pdf file, whole or not at all, and return its path.
-
-    Same view, same bytes.
+    """Write one view of a circuit; arguments as in `render.export.export`.
 
     Args:
-        view: or a circuit, whose view without positions is drawn.
-        path: of the file; its ending says which kind.
-        kind: `component` or `position`.
-        scale: pixels of a PNG for each unit of the picture.
-        overwrite: replace a file that is there.
-    Raises:
-        UnknownName: another ending, or kind of view.
-        OutputExists: the file is there.
-        CircuitError: scores by position are not known.
-        WorkbenchError: a scale that is not a positive number, or CairoSVG is not installed.
+        width: in inches; None keeps a pixel of the picture for each pixel of the screen.
     """
-    if isinstance(view, Circuit):
-        view = CircuitView.of(view)
-    if not isinstance(view, CircuitView):
-        raise WorkbenchError(f"A {type(view).__name__} cannot be exported: a Circuit or a CircuitView can.")
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not (isfinite(scale) and scale > 0):
-        raise WorkbenchError(
-            f"scale={scale!r}: a number above 0 is needed, the pixels of a PNG for each unit of the picture."
-        )
-    path = Path(path)
-    ending = path.suffix.lower()
-    if ending not in ENDINGS:
-        raise UnknownName("ending", ending or path.name, ENDINGS)
-    check_free(path, overwrite=overwrite)
     # drawn before the check below, because this one names an unknown kind
     text = to_svg(view, kind=kind)
     if kind == "position" and not view.has_positions:
@@ -60,10 +33,34 @@ def export(
             "Scores by position are not known: pass position_scores= for one prompt to CircuitView.of, or "
             "export kind='component'."
         )
-    data = text.encode() if ending == ".svg" else _drawn_by_cairo(text, ending, scale)
+    return save_svg(text, path, width=width, scale=scale, overwrite=overwrite)
+
+
+def save_svg(svg: str, path: Path, *, width: float | None, scale: float, overwrite: bool) -> Path:
+    """Write a picture that is SVG text as .svg, .png or .pdf, whole or not at all."""
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise UnknownName("ending", ending or path.name, ENDINGS)
+    if isinstance(scale, bool) or not (isfinite(scale) and scale > 0):
+        raise WorkbenchError(
+            f"scale={scale!r}: a number above 0 is needed, the pixels of a PNG for each unit of the picture."
+        )
+    check_free(path, overwrite=overwrite)
+    if width is not None:
+        svg = _in_inches(svg, width)
+    data = svg.encode() if ending == ".svg" else _drawn_by_cairo(svg, ending, scale)
     with whole(path) as partial:
         partial.write_bytes(data)
     return path
+
+
+def _in_inches(svg: str, width: float) -> str:
+    """The picture with a size in inches; its viewBox, and so all within it, stays."""
+    size = _SIZE.search(svg)
+    if size is None:
+        raise WorkbenchError("This picture says no size in pixels, so that it cannot be given one in inches.")
+    height = width * float(size["height"]) / float(size["width"])
+    return svg[: size.start()] + f'width="{width:g}in" height="{height:.4g}in"' + svg[size.end() :]
 
 
 def _drawn_by_cairo(svg: str, ending: str, scale: float) -> bytes:
