@@ -17,7 +17,6 @@ from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
 from workbench.engine.counterfactuals import counterfactual_values, pairs_for, those_of
 from workbench.engine.named_values import WITHOUT_FIT, canonical_name, make_value
-from workbench.engine.nodes import writer
 from workbench.engine.values import Value
 from workbench.errors import PromptError, UnknownName
 from workbench.metrics.metric import Metric
@@ -99,7 +98,7 @@ class PairsInModel:
             EditError: the name is that of the run that is edited.
         """
         canonical_name(name, base=self.base, choices=WITHOUT_FIT)
-        return make_value(name, base=self.base, stores=lambda: (self.clean, self.corrupt), seed=self.seed)
+        return make_value(name, base=self.base, store_of=self._store_of, seed=self.seed)
 
     @cached_property
     def counterfactuals(self) -> dict[str, Value]:
@@ -137,6 +136,9 @@ class PairsInModel:
 
     def __repr__(self) -> str:
         return f"PairsInModel({len(self)} pairs in {model_name(self.model)}, {self.metric.name})"
+
+    def _store_of(self, side: str) -> ActivationStore:
+        return self.clean if side == "clean" else self.corrupt
 
     def _captured(self, prompts: Prompts) -> ActivationStore:
         return capture(self.model, prompts, sites=self.sites, budget=self.budget, progress=False)
@@ -246,15 +248,3 @@ class Experiment:
 def writer_kinds(model: Model) -> list[str]:
     """Those of `WRITERS` that a model has: an attention-only one lacks those of the MLPs."""
     return list(map(str, those_of(model, WRITERS)))
-
-
-def writer_sites(graph: Graph) -> list[Site]:
-    """The activations that hold what the writers of a graph write: all that a circuit's value is read from.
-
-    >>> import workbench as wb
-    >>> sites = writer_sites(wb.Graph.of(wb.load_model("tiny")))
-    >>> [str(site) for site in sites[:3]]
-    ['resid_pre[0]', 'z[0]', 'mlp_out[0]']
-    """
-    keys = dict.fromkeys(writer(name, graph.shape).site.key for name in graph.writers)
-    return [Site(*key) for key in keys]

@@ -80,11 +80,15 @@ KINDS: dict[str, Kind] = {
 }
 
 
+WORDS = {"heads": "z", "mlps": "mlp_out", "neurons": "mlp_post"}
+"""What components are called → the kind that holds what they write."""
+
+
 def kind_named(name: str) -> Kind:
-    """The row of `KINDS`, or an error with near matches."""
-    if not isinstance(name, str) or name not in KINDS:
-        raise UnknownName("kind", name, KINDS)
-    return KINDS[name]
+    """The row of `KINDS` of that name or word, or an error with near matches."""
+    if not isinstance(name, str) or name not in KINDS | WORDS:
+        raise UnknownName("kind", name, KINDS | WORDS)
+    return KINDS[WORDS.get(name, name)]
 
 
 @dataclass(frozen=True)
@@ -459,7 +463,7 @@ def grid(
         raise SiteError(f"grid({kind!r}): {kind} belongs to no layer.")
     units = None if row.unit is None else _numbers(unit, shape.units(row))
     positions: Any = pos if isinstance(pos, str) and pos in ("all", "each") else _positions(pos)
-    cells = Grid(kind, layers, units, positions, None if key_pos is None else _positions(key_pos))
+    cells = Grid(row.name, layers, units, positions, None if key_pos is None else _positions(key_pos))
     sites = list(cells.at_length(1))
     if not sites:
         raise SiteError(
