@@ -5,11 +5,10 @@ model, the pairs, the metric, the activations of both runs (captured when they a
 name. Nothing is measured in this module; it knows neither interventions nor circuits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-
-from torch import Tensor
+from typing import Literal
 
 from workbench.arguments import checked
 from workbench.circuit.graph import Graph
@@ -19,11 +18,11 @@ from workbench.engine.counterfactuals import counterfactual_values, pairs_for, t
 from workbench.engine.named_values import WITHOUT_FIT, canonical_name, make_value
 from workbench.engine.values import Value
 from workbench.errors import PromptError, UnknownName
-from workbench.metrics.metric import Metric
+from workbench.metrics.metric import GivenMetric, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.load import model_name
 from workbench.models.model import Model
-from workbench.names import SIDES
+from workbench.names import SIDES, ValueName
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Site
@@ -48,7 +47,7 @@ class PairsInModel:
     model: Model
     pairs: PromptPairs
     metric: Metric
-    base: str = "clean"
+    base: Literal["clean", "corrupt"] | str = "clean"
     sites: Sequence[str | Site] | None = None
     seed: int = 0
     budget: int | None = None
@@ -59,8 +58,8 @@ class PairsInModel:
         model: Model,
         pairs: PromptPairs,
         *,
-        metric: str | Metric | Callable[..., Tensor] | None = None,
-        base: str = "clean",
+        metric: GivenMetric | None = None,
+        base: Literal["clean", "corrupt"] | str = "clean",
         sites: Sequence[str | Site] | None = None,
         seed: int = 0,
         budget: int | None = None,
@@ -88,7 +87,7 @@ class PairsInModel:
         """The activations of the corrupt run."""
         return self._captured(self.pairs.corrupt)
 
-    def value(self, name: str | None = None) -> Value:
+    def value(self, name: ValueName | None = None) -> Value:
         """The value of that name (see `engine.named_values`); None means the run that is not edited.
 
         Activations are captured only where the value is read from them.
@@ -105,7 +104,7 @@ class PairsInModel:
         """The value of each corruption that the pairs have, by its name."""
         return counterfactual_values(self.model, self.pairs, budget=self.budget)
 
-    def values(self, name: str = "corrupt") -> dict[str, Value]:
+    def values(self, name: ValueName = "corrupt") -> dict[str, Value]:
         """Values by name, to be measured side by side: "corrupt" is every counterfactual of the pairs.
 
         Raises:
@@ -185,8 +184,8 @@ class Experiment:
         n: int | None = None,
         seed: int = 0,
         variant: str | None = None,
-        metric: str | Metric | Callable[..., Tensor] | None = None,
-        base: str = "clean",
+        metric: GivenMetric | None = None,
+        base: Literal["clean", "corrupt"] | str = "clean",
         sites: Sequence[str | Site] | None = None,
         budget: int | None = None,
     ) -> "Experiment":
@@ -234,7 +233,7 @@ class Experiment:
         """What is measured on both sets of pairs."""
         return self.train.metric
 
-    def value(self, name: str | None = None) -> Value:
+    def value(self, name: ValueName | None = None) -> Value:
         """The value of that name on the training pairs, as `train.value`; the others have `heldout.value`.
 
         A value that is read from a store belongs to the prompts of that store.

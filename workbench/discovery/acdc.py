@@ -5,12 +5,10 @@ read in order, up to the first edge whose removal costs too much; so the circuit
 at a time. Begin with `acdc`.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
@@ -19,7 +17,7 @@ from workbench.discovery.score_arrays import finite_matrix_of, graph_of, is_numb
 from workbench.engine.circuits import Circuits
 from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
 from workbench.errors import CircuitError, MetricError, UnknownName
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.progress import progress_bar
@@ -42,7 +40,7 @@ def acdc(
     *,
     value: GivenValue | None = None,
     threshold: float | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = "kl",
+    metric: GivenMetric | None = "kl",
     order: Literal["late-first", "early-first", "random", "scores"] | str = "late-first",
     scores: xr.DataArray | None = None,
     positions: Position | list[Position] | None = None,

@@ -4,7 +4,7 @@ Edge Pruning (Bhaskar et al. 2406.16778) on edges, subnetwork probing (Cao et al
 what is closed carries the patched value. Begin with `learn_circuit`; the gates are in `gates.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -25,7 +25,7 @@ from workbench.engine.circuits import CircuitBatch, Circuits
 from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
 from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.errors import CircuitError, MetricError, UnknownName, unwarned, warn
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.progress import progress_bar
@@ -52,7 +52,7 @@ def learn_circuit(
     value: GivenValue | None = None,
     n_edges: int | None = None,
     n_nodes: int | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = "kl",
+    metric: GivenMetric | None = "kl",
     start: xr.DataArray | Literal["scores", "open"] | str = "scores",
     restarts: int = 2,
     steps: int = 300,

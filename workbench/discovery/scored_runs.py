@@ -4,11 +4,10 @@
 scores.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.discovery.ranking import first_edges
@@ -18,7 +17,7 @@ from workbench.engine.counterfactuals import counterfactual_values, pairs_for
 from workbench.engine.given_values import GivenValue, given_value, writer_sites
 from workbench.engine.values import Value, zero
 from workbench.errors import CircuitError
-from workbench.metrics.metric import BUILT_IN, Metric
+from workbench.metrics.metric import BUILT_IN, GivenMetric, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -35,7 +34,7 @@ def runs_of(
     model: Model | None,
     pairs: PromptPairs | None,
     value: Value | None,
-    metric: str | Metric | Callable[..., Tensor] | None,
+    metric: GivenMetric | None,
     budget: int | None,
 ) -> Circuits:
     """Runs of circuits on the prompts that a size is searched on."""
@@ -53,7 +52,7 @@ def runs_by_name(
     model: Model | None,
     pairs: PromptPairs | None,
     value: Value | Mapping[str, Value] | None,
-    metric: str | Metric | Callable[..., Tensor] | None,
+    metric: GivenMetric | None,
     budget: int | None,
 ) -> dict[str, Circuits]:
     """Runs of circuits with each value, by its name."""
@@ -168,7 +167,7 @@ def value_of(scores: xr.DataArray, graph: Graph, model: Model, pairs: PromptPair
     )
 
 
-def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor] | None) -> Metric:
+def metric_of(scores: xr.DataArray, metric: GivenMetric | None) -> Metric:
     """The metric given, or that of the scores.
 
     Raises `CircuitError` where the scores were made with a metric of your own and none is given.

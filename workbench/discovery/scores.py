@@ -7,13 +7,12 @@ the same for whole components. What is done with scores is the matter of `search
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.graph import Graph
@@ -29,10 +28,10 @@ from workbench.engine.given_values import GivenValue, given_value, name_attrs, w
 from workbench.engine.nodes import writer
 from workbench.errors import CircuitError, MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
-from workbench.names import SCORE_METHODS
+from workbench.names import SCORE_METHODS, ScoreMethod
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
 from workbench.statistics import check_seed, gap_of_means
@@ -52,8 +51,8 @@ def score_edges(
     pairs: PromptPairs,
     *,
     value: GivenValue | Mapping[str, GivenValue] | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
-    method: str = "eap",
+    metric: GivenMetric | None = None,
+    method: ScoreMethod = "eap",
     steps: int | Literal["auto"] | str = 5,
     grid: Literal["left", "right", "midpoint"] | str = "midpoint",
     seed: int = 0,
@@ -243,8 +242,8 @@ def score_nodes(
     pairs: PromptPairs,
     *,
     value: GivenValue | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
-    method: str = "eap",
+    metric: GivenMetric | None = None,
+    method: ScoreMethod | Literal["gradient", "integrated"] = "eap",
     keep: Sequence[Literal["example"] | str] = (),
     steps: int | Literal["auto"] | str | None = None,
     grid: Literal["left", "right", "midpoint"] | str = "midpoint",

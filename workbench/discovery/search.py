@@ -4,13 +4,12 @@ Read `find_circuit` first. Arrays of scores are read and refused by `score_array
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
@@ -36,7 +35,7 @@ from workbench.discovery.scored_runs import patched_values, runs_by_name, runs_o
 from workbench.engine.circuits import graph_of_runs
 from workbench.engine.given_values import GivenValue
 from workbench.errors import CircuitError, NoCircuit, NotFinite, PromptError, UnknownName, unwarned, warn
-from workbench.metrics.metric import Metric
+from workbench.metrics.metric import GivenMetric
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -61,7 +60,7 @@ def find_circuit(
     model: Model | None = None,
     pairs: PromptPairs | None = None,
     value: GivenValue | Mapping[str, GivenValue] | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    metric: GivenMetric | None = None,
     budget: int | None = None,
     progress: bool = True,
 ) -> Circuit:

@@ -197,7 +197,9 @@ def capture_pairs(
     Raises:
         What `capture` raises.
     """
-    chosen = None if sites is None else list(sites)  # an iterator would be used up by the clean run
+    chosen = sites
+    if not isinstance(sites, str | Site | None):
+        chosen = list(sites)  # an iterator would be used up by the clean run
 
     def of_side(side: str) -> ActivationStore:
         """The store of one run."""
@@ -273,7 +275,7 @@ def _keys(site: str | Site, shape: Shape) -> list[Key]:
         raise SiteError(f"{shown(site)} is neither a kind nor a site: write 'z' or 'z[3]'.")
     if "[" in site:
         return [Site.parse(site).check(shape).key]
-    kind = kind_named(site)
+    kind = kind_named(site, words=True)
     if not kind.per_layer:
         return [Site(kind.name, None).check(shape).key]
     return [Site(kind.name, layer).check(shape).key for layer in shape.layers(kind)]

@@ -8,7 +8,6 @@ of the call and of the sites that are read alone. `named_values` is the table of
 """
 
 from collections.abc import Callable, Iterable
-from typing import Literal
 
 from workbench.circuit.graph import Graph
 from workbench.engine.capture import capture
@@ -16,13 +15,11 @@ from workbench.engine.named_values import canonical_name, make_value
 from workbench.engine.nodes import writer
 from workbench.engine.values import Value
 from workbench.models.model import Model
-from workbench.names import SIDES, other_side
+from workbench.names import SIDES, ValueName, other_side
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Site
 from workbench.stores.store import ActivationStore
 
-ValueName = Literal["clean", "corrupt", "zero", "mean", "resample", "optimal", "constant:X", "scale:X"] | str
-"""The names of values; X stands for a number, as in "scale:0.5"."""
 GivenValue = Value | ValueName
 """What `value=` takes: a value such as `wb.mean(store)`, or the name of one."""
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import called, checked
 from workbench.circuit.circuit import Circuit
@@ -24,7 +23,7 @@ from workbench.engine.given_values import GivenValue, given_value, name_attrs, w
 from workbench.errors import CircuitError, UnknownName, unwarned
 from workbench.evaluation.checks import faithfulness_of
 from workbench.evaluation.evaluate import evaluate
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -47,7 +46,7 @@ def faithfulness_curve(
     pairs: PromptPairs,
     *,
     value: GivenValue | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    metric: GivenMetric | None = None,
     by: Literal["magnitude", "signed"] | str = "magnitude",
     sizes: float | Sequence[Any] | None = None,
     level: float = 0.95,

@@ -13,12 +13,11 @@ prompt (`engine.resemblance`).
 This module knows nothing of how a circuit was found.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
@@ -28,7 +27,7 @@ from workbench.engine.given_values import GivenValue, given_value, name_attrs, w
 from workbench.engine.resemblance import MEASURES, Resemblance, resemblance
 from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.checks import CircuitChecks, faithfulness_of
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -36,6 +35,7 @@ from workbench.results import clean_attrs
 from workbench.statistics import bootstrap, check_level, check_seed, known_gap
 
 CHECKS = ("complement", "random", "completeness", "minimality")
+Check = Literal["complement", "random", "completeness", "minimality"] | str
 
 
 @checked
@@ -46,8 +46,8 @@ def evaluate(
     pairs: PromptPairs,
     *,
     value: GivenValue | Mapping[str, GivenValue] | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
-    checks: str | Sequence[str] | None = None,
+    metric: GivenMetric | None = None,
+    checks: Check | Sequence[Check] | None = None,
     level: float = 0.95,
     seed: int = 0,
     budget: int | None = None,
@@ -159,7 +159,7 @@ def minimality(
     pairs: PromptPairs,
     *,
     value: GivenValue | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    metric: GivenMetric | None = None,
     level: float = 0.95,
     seed: int = 0,
     budget: int | None = None,

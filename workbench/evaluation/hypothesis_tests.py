@@ -4,12 +4,11 @@ It runs the tests of `nulls.py`, which states what each of them assumes, and col
 verdicts in one table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
@@ -17,7 +16,7 @@ from workbench.engine.circuits import Circuits
 from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
 from workbench.errors import UnknownName, WorkbenchError, warn
 from workbench.evaluation.nulls import REJECTION_SUPPORTS, TESTS, TestedCircuit
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -33,7 +32,7 @@ def circuit_tests(
     pairs: PromptPairs,
     *,
     value: GivenValue | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    metric: GivenMetric | None = None,
     alpha: float = 0.05,
     eps: float = 0.1,
     tolerance: float = 0.0,

@@ -6,7 +6,7 @@ Patching, ablation, steering and attribution are values and methods of this one 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from workbench.errors import EditError, MetricError, NotFinite, SiteError, Unkno
 from workbench.interventions.gradients import Completeness, atp_star, gradient, integrated
 from workbench.interventions.site_values import optimal
 from workbench.metrics.continuations import Expansion, expand
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.names import EFFECT_METHODS
@@ -59,7 +59,7 @@ def effects(
     *,
     sites: Sites,
     value: GivenValue | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    metric: GivenMetric | None = None,
     base: Literal["clean", "corrupt"] | str = "clean",
     method: Literal["exact", "gradient", "integrated", "atp-star"] | str = "exact",
     steps: int | Literal["auto"] | str = 32,
@@ -344,7 +344,7 @@ def _elements(sites: Sites, model: Any, prompts: Prompts) -> _Elements:
 def _kind_grid(text: str, shape: Shape) -> Grid | None:
     """The grid that a kind means, as in "z", "heads", "resid_pre@each" or "z@END"; None for a single site."""
     kind, at, position = text.partition("@")
-    if "[" in kind or not kind_named(kind).per_layer or (at and not position):
+    if "[" in kind or not kind_named(kind, words=True).per_layer or (at and not position):
         return None
     if not at or position == "each":
         return grid(kind, shape, pos="each" if at else "all")

@@ -3,11 +3,10 @@
 Nothing is measured here: the plan comes from the sweep that the call itself would run.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.engine.given_values import GivenValue
@@ -16,7 +15,7 @@ from workbench.engine.select import CallPlan
 from workbench.interventions.effects import Sites, explain_effects
 from workbench.interventions.paths import Nodes, explain_paths
 from workbench.metrics.continuations import expand
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -34,7 +33,7 @@ def explain(
     receivers: Nodes | None = None,
     paths: str | Sequence[str] | None = None,
     mlps: Literal["frozen", "recomputed"] | str = "frozen",
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    metric: GivenMetric | None = None,
     base: Literal["clean", "corrupt"] | str = "clean",
     budget: int | None = None,
     readout: torch.dtype | None = None,

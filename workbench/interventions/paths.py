@@ -6,7 +6,7 @@ recomputed). This module reads names of nodes and paths into `Route`s; the engin
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from workbench.engine.select import CallPlan, fast_decoder
 from workbench.engine.store_values import check_same_model
 from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -57,7 +57,7 @@ def path_effects(
     paths: str | Sequence[str] | None = None,
     value: GivenValue | None = None,
     mlps: Literal["frozen", "recomputed"] | str,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    metric: GivenMetric | None = None,
     base: Literal["clean", "corrupt"] | str = "clean",
     store: ActivationStore | None = None,
     budget: int | None = None,
