@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from browsers import opened
 
-from workbench.render.circuit.page import page
 from workbench.render.circuitsvis import script_html
+from workbench.render.page import page
 from workbench.render.panel import Panel
 
 pytestmark = pytest.mark.slow

@@ -20,8 +20,9 @@ import torch
 import xarray as xr
 
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.render.circuit.page import page, script_json
+from workbench.render.circuit.page import script_json
 from workbench.render.circuitsvis import script_html
+from workbench.render.page import page
 from workbench.render.panel_components import COMPONENTS, check_names, check_shapes
 from workbench.text import visible, with_article, xml
 

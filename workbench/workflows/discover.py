@@ -30,9 +30,11 @@ from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
+from workbench.render.page import Lead
 from workbench.render.report import report
 from workbench.tasks.task import find_task
 from workbench.workflows.discover_cost import DiscoverCost, cost_of
+from workbench.workflows.discover_lead import lead_of
 from workbench.workflows.discover_page import sections_of
 from workbench.workflows.discovery_job import FEW, STEPS, DiscoveryJob
 from workbench.workflows.discovery_run import DiscoveryRun
@@ -135,7 +137,8 @@ def discover(
         run = job.run(out, step)
         step("report")
         lens = job.lens()
-        _write(run, lens, sections_of(run, sets, lens, job.value), command, overwrite)
+        sections = sections_of(run, sets, lens, job.value)
+        _write(run, lens, sections, lead_of(run, sets), command, overwrite)
     return run
 
 
@@ -228,6 +231,7 @@ def _write(
     run: DiscoveryRun,
     lens: xr.DataArray | None,
     sections: list[tuple[Any, ...]],
+    lead: Lead,
     command: str | None,
     overwrite: bool,
 ) -> None:
@@ -248,7 +252,7 @@ def _write(
             if measured is not None:
                 results.save(measured, partial / f"{name}.nc")
         edges_frame(run).to_parquet(partial / "edges.parquet")
-        report(sections, partial / "report.html", title=title_of(run), command=command)
+        report(sections, partial / "report.html", title=title_of(run), lead=lead, command=command)
 
 
 def edges_frame(run: DiscoveryRun) -> pd.DataFrame:
