@@ -119,7 +119,7 @@ def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, t
             ".filter((e) => e.getClientRects().length)"
             ".map((e) => e.id || e.getAttribute('role') || e.dataset.filter)"
         )
-        assert order[:3] == ["to-component", "to-position", "top"]
+        assert order[:3] == ["to-position", "to-component", "top"]
         assert set(order[order.index("save-png") + 1 :]) == {"button"}
         labels = frame.evaluate(
             "[...document.querySelectorAll('[tabindex]')].map((e) => e.getAttribute('aria-label'))"

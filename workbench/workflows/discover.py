@@ -9,6 +9,7 @@
 report's sections, `summary` the numbers by name.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ FILES = (
 # (`constant:X`, `scale:X`) and no fit (`optimal`); without `clean`, which is the run that is edited.
 VALUES = ("corrupt", "zero", "mean")
 """What can stand in for everything outside the circuit."""
+log = logging.getLogger(__name__)
 Refine = Literal["prune"] | str | None
 
 
@@ -132,6 +134,7 @@ def discover(
         def step(doing: str) -> None:
             # A step is counted when it begins, so that the bar names what is running.
             bar.set_postfix_str(doing)
+            log.info("%s", doing)
             bar.update()
 
         run = job.run(out, step)
