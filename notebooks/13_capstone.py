@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 11 · A study of your own
+# # 13 · A study of your own
 #
 # **Goal.** Take a behaviour from a question to a report that somebody else can check.
 #
@@ -94,7 +94,7 @@ assert (both["m_empty"] < 0).all()
 # Vary everything that the answer should not depend on, independently of the answer. `pairs.split(share=0.5)`
 # makes two sets without a common prompt.
 #
-# **Exercise 11.1** (medium). Make two sets: `found`, to search on, and `heldout`, to judge by.
+# **Exercise 13.1** (medium). Make two sets: `found`, to search on, and `heldout`, to judge by.
 
 # %%
 # SOLUTION
@@ -120,7 +120,7 @@ study |= {"found": found, "heldout": heldout}
 # STUDENT
 # study |= {"found": ..., "heldout": ...}
 # END
-check("11.1", part("found", "heldout"))
+check("13.1", part("found", "heldout"))
 
 # %% [markdown]
 # ## Circuit
@@ -129,7 +129,7 @@ check("11.1", part("found", "heldout"))
 # a size *before* you look at `heldout`: a size that is chosen there is fitted to it. `wb.evaluate(…)` gives
 # `faithfulness`, `low` and `high`.
 #
-# **Exercise 11.2** (medium). Give the circuit, and its score on `heldout` with corrupt values.
+# **Exercise 13.2** (medium). Give the circuit, and its score on `heldout` with corrupt values.
 
 # %%
 # SOLUTION
@@ -148,7 +148,7 @@ print(circuit, "- where it was found:", on_found["faithfulness"].values.round(3)
 # STUDENT
 # study |= {"circuit": ..., "faithfulness": ..., "low": ..., "high": ...}
 # END
-check("11.2", part("circuit", "heldout", "faithfulness", "low", "high"))
+check("13.2", part("circuit", "heldout", "faithfulness", "low", "high"))
 
 # %% [markdown]
 # ## Controls
@@ -159,7 +159,7 @@ check("11.2", part("circuit", "heldout", "faithfulness", "low", "high"))
 # * `zero`: your circuit, everything else set to zero. Corrupt values leave in place what clean and corrupt
 #   prompts share (that this is a sentence, that a verb is due); zero takes it away. Report both.
 #
-# **Exercise 11.3** (medium). Measure all three on `heldout`.
+# **Exercise 13.3** (medium). Measure all three on `heldout`.
 
 # %%
 # SOLUTION
@@ -170,7 +170,7 @@ print({name: round(number, 3) for name, number in numbers.items()})
 # STUDENT
 # study |= {"random": ..., "complement": ..., "zero": ...}
 # END
-check("11.3", part("circuit", "heldout", "random", "complement", "zero"))
+check("13.3", part("circuit", "heldout", "random", "complement", "zero"))
 
 # %% [markdown]
 # ## Claims
@@ -179,7 +179,7 @@ check("11.3", part("circuit", "heldout", "random", "complement", "zero"))
 # the parts, `circuit.restricted(where=…)` keeps the edges for which a function is true, `edge.writer` and
 # `edge.reader` are the two ends of one.
 #
-# **Exercise 11.4** (hard). Which heads and MLPs are needed: without one of them, *by itself*, the circuit's
+# **Exercise 13.4** (hard). Which heads and MLPs are needed: without one of them, *by itself*, the circuit's
 # faithfulness on `heldout` falls by 0.1 or more?
 
 
@@ -201,7 +201,7 @@ print(cost.round(3).to_dict())
 # STUDENT
 # study["needed"] = ...
 # END
-check("11.4", part("circuit", "heldout", "needed"))
+check("13.4", part("circuit", "heldout", "needed"))
 
 # %% [markdown]
 # ## Report
@@ -223,7 +223,7 @@ print(page.name, page.stat().st_size // 1024, "KiB")
 wb.plot(example)
 
 # %% [markdown]
-# **Exercise 11.5** (easy). Write the report, with sections called Question, Prompts, Circuit, Controls and
+# **Exercise 13.5** (easy). Write the report, with sections called Question, Prompts, Circuit, Controls and
 # Limits; in it the score and both ends of its interval, to two digits at least.
 
 # %%
@@ -247,7 +247,7 @@ study["report"] = wb.report(sections, folder / "study.html", title="Agreement af
 # STUDENT
 # study["report"] = ...
 # END
-check("11.5", part("circuit", "heldout", "report"))
+check("13.5", part("circuit", "heldout", "report"))
 
 # %% [markdown]
 # ## What could be wrong with this conclusion?

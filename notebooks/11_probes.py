@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 9 · Sparse probes: used or merely decodable
+# # 11 · Sparse probes: used or merely decodable
 #
 # **Goal.** Fit a probe, know what to compare its accuracy with, and test whether the model uses what the
 # probe reads.
@@ -39,7 +39,7 @@ for side in (pairs.clean, pairs.corrupt):
 # the gap between the class means in units of its standard error, $|m_1 - m_0| \, / \sqrt{s_1^2/n_1 +
 # s_0^2/n_0}$, with $s_c^2$ the variance within a class of $n_c$ rows.
 #
-# **Exercise 9.1** (easy). Write it: `x` is [row, feature], `labels` [row] holds True and False.
+# **Exercise 11.1** (easy). Write it: `x` is [row, feature], `labels` [row] holds True and False.
 
 
 # %%
@@ -55,7 +55,7 @@ def welch(x, labels):
 # END
 
 
-check("9.1", welch)
+check("11.1", welch)
 
 # %% [markdown]
 # ## How well does it read, and compared with what?
@@ -79,7 +79,7 @@ wb.plot(probes)
 # That is the picture to remember: an accuracy never stands alone. Grey are shuffled labels, brown random
 # features (16 of them), each with the range of its ten draws.
 #
-# **Exercise 9.2** (easy). In layer 2, how much better are the chosen features than random ones, for each k?
+# **Exercise 11.2** (easy). In layer 2, how much better are the chosen features than random ones, for each k?
 # Give chosen minus the mean of the ten draws.
 
 # %%
@@ -90,7 +90,7 @@ advantage = (in_layer.sel(control="none") - random).values
 # STUDENT
 # advantage = ...
 # END
-check("9.2", advantage)
+check("11.2", advantage)
 
 # %% [markdown]
 # ## A perfect score on held-out prompts
@@ -102,7 +102,7 @@ check("9.2", advantage)
 # `probes.direction("number", layer=…, k=…)` is the probe as a vector [d_model]; with `intercept` it gives a
 # logit, positive for the *last* of `labels.concept("number").classes`.
 #
-# **Exercise 9.3** (medium). What is the accuracy of the k=16 probes on the 200 corrupt prompts, layer by
+# **Exercise 11.3** (medium). What is the accuracy of the k=16 probes on the 200 corrupt prompts, layer by
 # layer? Label the corrupt prompts by their own subjects.
 
 # %%
@@ -119,7 +119,7 @@ for layer in range(4):
 # STUDENT
 # moved = ...
 # END
-check("9.3", moved)
+check("11.3", moved)
 
 # %% [markdown]
 # In every clean prompt of this task the noun at END has the other number than the subject:
@@ -172,7 +172,7 @@ assert fair_accuracy.sel(k=4, layer=3).min() > 0.98
 # moves. The control: random directions drawn from the same activations. Exchanging a direction in which
 # activations vary a lot changes a lot, whatever the concept.
 #
-# **Exercise 9.4** (medium). Write the swap: `x` and `other` are [example, d], `direction` [d] has any length.
+# **Exercise 11.4** (medium). Write the swap: `x` and `other` are [example, d], `direction` [d] has any length.
 
 
 # %%
@@ -188,7 +188,7 @@ def swap(x, other, direction):
 # END
 
 
-check("9.4", swap)
+check("11.4", swap)
 
 # %% [markdown]
 # `wb.causal_check` does it. `used` is 1 where the effect is at least 1 % of the whole difference between the
@@ -263,7 +263,7 @@ def probed(head):
 print("can be read in head 0:", float(probed(0).results["accuracy"].squeeze()))
 
 # %% [markdown]
-# **Exercise 9.5** (hard). Which head of layer 1 (`a1.0`, `a1.1`, `a1.2`) is used, and which is the decoy?
+# **Exercise 11.5** (hard). Which head of layer 1 (`a1.0`, `a1.1`, `a1.2`) is used, and which is the decoy?
 # `causal_check` takes `concept="answer"`, `kind="z"` and `stores=runs`.
 
 # %%
@@ -278,7 +278,7 @@ for head in range(3):
 # STUDENT
 # verdicts = {"used": ..., "decoy": ...}
 # END
-check("9.5", verdicts)
+check("11.5", verdicts)
 
 # %% [markdown]
 # ## What could be wrong with this conclusion?

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 10 · How a circuit forms
+# # 12 · How a circuit forms
 #
 # **Goal.** Follow behaviours, heads and a circuit through the training of `tiny`, and say what each measure
 # can see of it.
@@ -57,7 +57,7 @@ accuracy, logit_diff = (
 wb.plot(accuracy)
 
 # %% [markdown]
-# **Exercise 10.1** (easy). At which checkpoint is the accuracy of each behaviour for the first time above
+# **Exercise 12.1** (easy). At which checkpoint is the accuracy of each behaviour for the first time above
 # 0.7?
 
 # %%
@@ -68,7 +68,7 @@ learnt = {
 # STUDENT
 # learnt = {"agreement": ..., "capitals": ..., "ioi": ..., "induction": ...}
 # END
-check("10.1", learnt)
+check("12.1", learnt)
 
 # %% [markdown]
 # Indirect objects go from few prompts to most of them within 100 steps. Induction looks as sudden in
@@ -143,7 +143,7 @@ heldout = wb.load_task("induction", final, n=32, split="heldout")
 circuit
 
 # %% [markdown]
-# **Exercise 10.2** (medium). How faithful is this circuit on `heldout` when it is run in the checkpoints
+# **Exercise 12.2** (medium). How faithful is this circuit on `heldout` when it is run in the checkpoints
 # 1500, 1850 and 2250? What is outside of it takes the checkpoint's own activations on the corrupt prompts.
 
 # %%
@@ -158,12 +158,12 @@ for step in (1500, 1850, 2250):
 # STUDENT
 # faithful = ...
 # END
-check("10.2", faithful)
+check("12.2", faithful)
 
 # %% [markdown]
 # The other way round: find the circuit of an early checkpoint.
 #
-# **Exercise 10.3** (medium). What is the Jaccard overlap (edges in both by edges in either) of the circuits
+# **Exercise 12.3** (medium). What is the Jaccard overlap (edges in both by edges in either) of the circuits
 # of forty edges of `tiny@1850` and of the final model?
 
 # %%
@@ -173,7 +173,7 @@ overlap = (early & circuit).n_edges / (early | circuit).n_edges
 # STUDENT
 # overlap = ...
 # END
-check("10.3", overlap)
+check("12.3", overlap)
 
 # %%
 before, scores_before = circuit_of(models[1850])
