@@ -3,7 +3,7 @@
 #
 # **Goal.** Take a behaviour from a question to a report that somebody else can check.
 #
-# **Time** 60 minutes. **Prerequisites** lessons 7 and 8.
+# **Time** 60 minutes. **Prerequisites** lessons 7 and 10.
 #
 # The rubric has five items, one exercise each; the checkers take your prompts and your circuit and measure
 # again.
