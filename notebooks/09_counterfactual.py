@@ -54,6 +54,18 @@ famous
 # *other* edges carry comes from another corrupt prompt?
 #
 # **Exercise 9.1** (easy). Bet before you measure: a range, at most 0.5 wide.
+#
+# <details><summary>Hint</summary>
+#
+# No answer is wrong. What would you have to see to say afterwards that you had been wrong?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# A dict with two numbers, such as a half and one, less than 0.5 apart.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -66,6 +78,19 @@ check("9.1", my_prediction)
 # %% [markdown]
 # **Exercise 9.2** (easy). Now measure: the faithfulness of `famous` on `heldout` against each of the two.
 # `value=` also takes a dict of values by name, and the result then has an axis `ablation`.
+#
+# <details><summary>Hint</summary>
+#
+# `held_values` is a dict with both values. `evaluate` takes it as it is.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.evaluate(famous, model, heldout, value=held_values, checks=())`, then
+# `.faithfulness.sel(ablation="abc")` of its one circuit.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -122,6 +147,18 @@ wb.plot(shares["abc"], title="Share of the gap that each head takes: abc")
 #
 # **Exercise 9.3** (medium). Which heads take more than 30 % of the gap against `abc`, and less than 5 % (up
 # or down) against `swap`?
+#
+# <details><summary>Hint</summary>
+#
+# Two conditions on two tables [layer, head], as in exercise 3.2.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `(shares["abc"] > 0.3) & (abs(shares["swap"]) < 0.05)`; `np.argwhere` of its values lists layer and head.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -158,6 +195,20 @@ for name, table in curves.items():
 # %% [markdown]
 # **Exercise 9.4** (hard). Find a circuit of at most 150 edges whose faithfulness is between 0.88 and 1.12 on
 # held-out prompts against *both*. Choose it without looking at `heldout`: on `chosen_on`, for example.
+#
+# <details><summary>Hint</summary>
+#
+# Scores against one corruption rank edges for that one. You have a table that joins them. Which sizes keep
+# both, on `chosen_on`?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.find_circuit(joint, n_edges=n)` for some n between 100 and 160; evaluate all of them on `chosen_on`
+# with `wb.counterfactual_values(model, chosen_on)`, and take the best that has at most 150 edges.
+#
+# </details>
+#
+# </details>
 
 # %%
 chosen_on = wb.load_task("ioi", model, n=64, seed=3)
@@ -207,3 +258,6 @@ assert float(zeros.faithfulness[0]) < 0.3
 # **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593 (whose circuit is found
 # against `abc`); Zhang and Nanda, *Towards Best Practices of Activation Patching*, arXiv 2309.16042; Miller
 # et al., *Transformer Circuit Faithfulness Metrics Are Not Robust*, arXiv 2407.08734.
+#
+# **You may not conclude** that a circuit is the circuit of a behaviour, when all you have is the
+# circuit of one difference between prompts.

@@ -38,6 +38,19 @@ for letter, one in claims.items():
 #
 # **Exercise 10.1** (easy). Make a circuit of `tiny` that keeps 0.9 to 1.1 of the logit difference of
 # indirect objects against `swap`, and at most 0.5 against `abc`. Any size will do.
+#
+# <details><summary>Hint</summary>
+#
+# In lesson 9 you met one. Which scores was it made of?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.score_edges` against `swap` alone, and a handful of the best edges. Try some sizes and take the one
+# nearest to 1.
+#
+# </details>
+#
+# </details>
 
 # %%
 pairs, heldout = wb.load_task("ioi", model, n=64), wb.load_task("ioi", model, n=64, split="heldout")
@@ -84,15 +97,27 @@ axes.axvline(1, color="black", label="the model")
 axes.axvline(float(seen.faithfulness), color="#c2410c", linestyle="--", label="the claim's mean")
 axes.set(title="Claim B, prompt by prompt", xlabel="share of the prompt's own gap", ylabel="prompts")
 axes.legend()
-plt.show()
 assert abs(float(seen.faithfulness) - 1) < 0.1
 assert float(np.mean(abs(per_prompt - 1) > 0.3)) > 0.3
+plt.show()
 
 # %% [markdown]
 # That is the picture to remember: two heaps, and the mean between them, where hardly any prompt is.
 #
 # **Exercise 10.2** (medium). Write the *error* that sees it, as a function of three arrays [example]: the mean
 # size of `m_circuit - m_full`, as a share of the mean size of `m_full - m_empty`.
+#
+# <details><summary>Hint</summary>
+#
+# Take sizes first and means afterwards, above and below the line.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `np.abs(m_circuit - m_full).mean()` divided by the same of `m_full - m_empty`.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -164,6 +189,21 @@ print("for example, claim A:", f"error {error(claims['A']):.2f}, random {random(
 #
 # **Exercise 10.3** (hard). For each claim the check that catches it, by name: a dict such as `{"A": "error",
 # ...}`. Use each check once.
+#
+# <details><summary>Hint</summary>
+#
+# Two claims are caught by one check alone: begin with these. For the others ask what the author chose:
+# prompts, size, metric, model, base.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# A asks one question only; C scores what is right or wrong; G is about a model in the middle of its
+# training; E has no run to compare with; F is nearly the whole model. B and D are left, and one of them was
+# tested on four prompts.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -231,6 +271,20 @@ assert marks["C"] == ["logits"]
 #
 # **Exercise 10.4** (hard). Find one for indirect objects in `tiny`. The checker draws prompts that you have
 # not seen. Scores come from `pairs`; let other prompts, `choosing`, choose the size.
+#
+# <details><summary>Hint</summary>
+#
+# Scores of both corruptions together, as in lesson 9; then let the criteria choose the size.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.find_circuit(joint, criteria=wb.Criteria(), model=model, pairs=choosing,
+# value=wb.counterfactual_values(model, choosing))`, with `joint` from `wb.score_edges(model, pairs,
+# value=values)`.
+#
+# </details>
+#
+# </details>
 
 # %%
 choosing = wb.load_task("ioi", model, n=64, seed=3)
@@ -279,3 +333,6 @@ assert float(above.low) > 1.1
 # 2407.08734; Shi et al., *Hypothesis Testing the Circuit Hypothesis in LLMs*, arXiv 2410.13032; Makelov et
 # al., *Is This the Subspace You Are Looking for?*, arXiv 2311.17030; Huff, *How to Lie with Statistics*
 # (1954).
+#
+# **You may not conclude** that a circuit is right because it passed the checks that you chose after you
+# had seen it.

@@ -95,6 +95,20 @@ assert (both["m_empty"] < 0).all()
 # makes two sets without a common prompt.
 #
 # **Exercise 13.1** (medium). Make two sets: `found`, to search on, and `heldout`, to judge by.
+#
+# <details><summary>Hint</summary>
+#
+# Write sentences in a loop, clean and corrupt with their answers, into a table; leave out doubles; split it
+# in two.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# Columns `clean,corrupt,answer,wrong`, `wb.PromptPairs.from_csv(model, path)`, then `.split(share=0.5,
+# seed=0)`. Change only the word that decides the answer, and draw the others at random.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -130,6 +144,19 @@ check("13.1", part("found", "heldout"))
 # `faithfulness`, `low` and `high`.
 #
 # **Exercise 13.2** (medium). Give the circuit, and its score on `heldout` with corrupt values.
+#
+# <details><summary>Hint</summary>
+#
+# Score on `found`, choose a size, judge once on `heldout`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.score_edges(model, found, value=..., method="eap-ig-inputs")`, `wb.find_circuit(scores, n_edges=20)`,
+# and `wb.evaluate` on `heldout` with values of *its* corrupt prompts. Each entry is a float.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -160,6 +187,19 @@ check("13.2", part("circuit", "heldout", "faithfulness", "low", "high"))
 #   prompts share (that this is a sentence, that a verb is due); zero takes it away. Report both.
 #
 # **Exercise 13.3** (medium). Measure all three on `heldout`.
+#
+# <details><summary>Hint</summary>
+#
+# Two come from `checks=`, the third from another `value=`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `checks=("random", "complement")` with corrupt values; once more with `value=wb.zero()` and no checks,
+# whose faithfulness is `zero`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -181,6 +221,19 @@ check("13.3", part("circuit", "heldout", "random", "complement", "zero"))
 #
 # **Exercise 13.4** (hard). Which heads and MLPs are needed: without one of them, *by itself*, the circuit's
 # faithfulness on `heldout` falls by 0.1 or more?
+#
+# <details><summary>Hint</summary>
+#
+# Take out one component after the other, with all edges into it and out of it, and measure again.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `circuit.restricted(where=lambda edge: name not in (edge.writer, edge.reader.split("<")[0])).pruned` for
+# each name; all in one call of `evaluate`. Keep those that cost at least 0.1.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -225,6 +278,20 @@ wb.plot(example)
 # %% [markdown]
 # **Exercise 13.5** (easy). Write the report, with sections called Question, Prompts, Circuit, Controls and
 # Limits; in it the score and both ends of its interval, to two digits at least.
+#
+# <details><summary>Hint</summary>
+#
+# Sections are tuples of a heading, an item and a caption. The score and both ends of its interval have to
+# stand in the text.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.report([("Question", "..."), ("Prompts", table, "..."), ("Circuit", circuit, f"keeps {score:.3f}
+# ({low:.3f} to {high:.3f})"), ("Controls", table), ("Limits", "...")], path, title="...")`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -285,3 +352,6 @@ assert shared < min(map(len, circuits))
 # **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593, the study whose form
 # this is; Miller et al., *Transformer Circuit Faithfulness Metrics Are Not Robust*, arXiv 2407.08734; Shi et
 # al., *Hypothesis Testing the Circuit Hypothesis in LLMs*, arXiv 2410.13032.
+#
+# **You may not conclude** that your circuit explains the behaviour on sentences unlike those that you
+# wrote.

@@ -324,7 +324,9 @@ def _honest(answer: Any) -> str:
     for kind in ("swap", "abc"):
         # A seed that neither the notebook nor its solution draws.
         result = claim("A").measured(circuit=answer, pairs=_pairs(kind, split="heldout", seed=9))
-        for letter, held in criteria.held({name: result[name].values for name in result.data_vars}).items():
+        for letter, held in criteria.held(
+            {str(name): result[name].values for name in result.data_vars}
+        ).items():
             if not held:
                 raise Wrong(
                     f"against {kind} it breaks criterion ({letter}) of `wb.Criteria` on fresh prompts."
