@@ -118,7 +118,9 @@ def _checking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     # With the globals of the function's own module: doctest looks there whether it is to test a function.
     home = getattr(inspect.unwrap(function), "__globals__", call.__globals__)
     wrapper = types.FunctionType(call.__code__, home, function.__name__, None, call.__closure__)
-    return functools.update_wrapper(wrapper, function)
+    functools.update_wrapper(wrapper, function)
+    wrapper.__signature__ = shortened(inspect.signature(function))  # pyright: ignore[reportFunctionMemberAccess]
+    return wrapper
 
 
 def _rules(function: Callable[..., Any]) -> dict[str, Rule | None]:
@@ -167,6 +169,74 @@ def shown(value: Any) -> str:
     if hasattr(value, "dtype") and isinstance(getattr(value, "shape", None), tuple):
         return f"{with_article(kind.__name__)} of {value.dtype} and shape {tuple(value.shape)}"
     return with_article(kind.__name__)
+
+
+# ---- how `?` shows a signature
+
+FEW = 4
+"""Of a longer list of names a signature says only that it is text: the documentation below it lists them."""
+
+
+class _Short:
+    """An annotation that is written out short, when somebody looks at it."""
+
+    def __init__(self, annotation: Any, default: Any = None) -> None:
+        self.annotation, self.default = annotation, default
+
+    def __repr__(self) -> str:
+        text = short(self.annotation)
+        # The default says it: `= None`.
+        return text.removesuffix(" | None") if self.default is None else text
+
+
+def shortened(signature: inspect.Signature) -> inspect.Signature:
+    """The signature as `?` and `help` show it: without module paths, and with long unions cut short.
+
+    >>> def effects(sites: Sequence[Path | str] | None = None, base: Literal["clean", "corrupt"] | str = "clean"): ...
+    >>> print(shortened(inspect.signature(effects)))
+    (sites: Sequence = None, base: 'clean' | 'corrupt' = 'clean')
+    """
+    parameters = []
+    for parameter in signature.parameters.values():
+        if parameter.annotation is not parameter.empty:
+            parameter = parameter.replace(annotation=_Short(parameter.annotation, parameter.default))
+        parameters.append(parameter)
+    returned = signature.return_annotation
+    if returned is not signature.empty:
+        returned = _Short(returned, signature.empty)
+    return signature.replace(parameters=parameters, return_annotation=returned)
+
+
+def short(annotation: Any, *, inside: bool = False) -> str:
+    """An annotation in a few words.
+
+    Args:
+        inside: of what a container holds: unions are left out there.
+
+    >>> short(Literal["clean", "corrupt"] | str), short(Sequence[Path | str] | None)
+    ("'clean' | 'corrupt'", 'Sequence | None')
+    """
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in (None, type(None)):
+        return "None"
+    if hasattr(annotation, "dim_str"):
+        return annotation.__name__
+    if origin is typing.Annotated:
+        return short(inner[0], inside=inside)
+    if origin is Literal:
+        return "str" if len(inner) > FEW and isinstance(inner[0], str) else " | ".join(map(repr, inner))
+    if origin in (Union, types.UnionType):
+        names = any(typing.get_origin(choice) is Literal for choice in inner)
+        parts = [short(choice) for choice in inner if not (names and choice is str)]
+        return " | ".join(dict.fromkeys(parts))
+    # Of a function nothing more: what it is called with is for the documentation.
+    if origin is not None and inner and origin.__name__ != "Callable" and not inside:
+        held = [short(choice, inside=True) for choice in inner if choice is not ...]
+        if not any(" | " in one for one in held):
+            return f"{origin.__name__}[{', '.join(held)}]"
+    if isinstance(annotation, str):
+        return annotation
+    return getattr(origin or annotation, "__name__", str(annotation))
 
 
 # ---- annotations

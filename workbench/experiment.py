@@ -5,11 +5,10 @@ model, the pairs, the metric, the activations of both runs (captured when they a
 name. Nothing is measured in this module; it knows neither interventions nor circuits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-
-from torch import Tensor
+from typing import Literal
 
 from workbench.arguments import checked
 from workbench.circuit.graph import Graph
@@ -17,14 +16,13 @@ from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
 from workbench.engine.counterfactuals import counterfactual_values, pairs_for, those_of
 from workbench.engine.named_values import WITHOUT_FIT, canonical_name, make_value
-from workbench.engine.nodes import writer
 from workbench.engine.values import Value
 from workbench.errors import PromptError, UnknownName
-from workbench.metrics.metric import Metric
+from workbench.metrics.metric import GivenMetric, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.load import model_name
 from workbench.models.model import Model
-from workbench.names import SIDES
+from workbench.names import SIDES, ValueName
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sites import Site
@@ -49,7 +47,7 @@ class PairsInModel:
     model: Model
     pairs: PromptPairs
     metric: Metric
-    base: str = "clean"
+    base: Literal["clean", "corrupt"] | str = "clean"
     sites: Sequence[str | Site] | None = None
     seed: int = 0
     budget: int | None = None
@@ -60,8 +58,8 @@ class PairsInModel:
         model: Model,
         pairs: PromptPairs,
         *,
-        metric: str | Metric | Callable[..., Tensor] | None = None,
-        base: str = "clean",
+        metric: GivenMetric | None = None,
+        base: Literal["clean", "corrupt"] | str = "clean",
         sites: Sequence[str | Site] | None = None,
         seed: int = 0,
         budget: int | None = None,
@@ -89,7 +87,7 @@ class PairsInModel:
         """The activations of the corrupt run."""
         return self._captured(self.pairs.corrupt)
 
-    def value(self, name: str | None = None) -> Value:
+    def value(self, name: ValueName | None = None) -> Value:
         """The value of that name (see `engine.named_values`); None means the run that is not edited.
 
         Activations are captured only where the value is read from them.
@@ -99,14 +97,14 @@ class PairsInModel:
             EditError: the name is that of the run that is edited.
         """
         canonical_name(name, base=self.base, choices=WITHOUT_FIT)
-        return make_value(name, base=self.base, stores=lambda: (self.clean, self.corrupt), seed=self.seed)
+        return make_value(name, base=self.base, store_of=self._store_of, seed=self.seed)
 
     @cached_property
     def counterfactuals(self) -> dict[str, Value]:
         """The value of each corruption that the pairs have, by its name."""
         return counterfactual_values(self.model, self.pairs, budget=self.budget)
 
-    def values(self, name: str = "corrupt") -> dict[str, Value]:
+    def values(self, name: ValueName = "corrupt") -> dict[str, Value]:
         """Values by name, to be measured side by side: "corrupt" is every counterfactual of the pairs.
 
         Raises:
@@ -137,6 +135,9 @@ class PairsInModel:
 
     def __repr__(self) -> str:
         return f"PairsInModel({len(self)} pairs in {model_name(self.model)}, {self.metric.name})"
+
+    def _store_of(self, side: str) -> ActivationStore:
+        return self.clean if side == "clean" else self.corrupt
 
     def _captured(self, prompts: Prompts) -> ActivationStore:
         return capture(self.model, prompts, sites=self.sites, budget=self.budget, progress=False)
@@ -183,8 +184,8 @@ class Experiment:
         n: int | None = None,
         seed: int = 0,
         variant: str | None = None,
-        metric: str | Metric | Callable[..., Tensor] | None = None,
-        base: str = "clean",
+        metric: GivenMetric | None = None,
+        base: Literal["clean", "corrupt"] | str = "clean",
         sites: Sequence[str | Site] | None = None,
         budget: int | None = None,
     ) -> "Experiment":
@@ -232,7 +233,7 @@ class Experiment:
         """What is measured on both sets of pairs."""
         return self.train.metric
 
-    def value(self, name: str | None = None) -> Value:
+    def value(self, name: ValueName | None = None) -> Value:
         """The value of that name on the training pairs, as `train.value`; the others have `heldout.value`.
 
         A value that is read from a store belongs to the prompts of that store.
@@ -246,15 +247,3 @@ class Experiment:
 def writer_kinds(model: Model) -> list[str]:
     """Those of `WRITERS` that a model has: an attention-only one lacks those of the MLPs."""
     return list(map(str, those_of(model, WRITERS)))
-
-
-def writer_sites(graph: Graph) -> list[Site]:
-    """The activations that hold what the writers of a graph write: all that a circuit's value is read from.
-
-    >>> import workbench as wb
-    >>> sites = writer_sites(wb.Graph.of(wb.load_model("tiny")))
-    >>> [str(site) for site in sites[:3]]
-    ['resid_pre[0]', 'z[0]', 'mlp_out[0]']
-    """
-    keys = dict.fromkeys(writer(name, graph.shape).site.key for name in graph.writers)
-    return [Site(*key) for key in keys]

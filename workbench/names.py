@@ -4,7 +4,35 @@ Lists and completions in the shell read them here, so that nothing heavy is impo
 name does is known where it is used; tests compare both.
 """
 
+from typing import Literal
+
 from workbench.errors import UnknownName
+
+# For annotations: editors complete these names. `| str`, because a name that does not exist is refused where it is
+# read, with those that are near it. A test compares them with the tables below.
+KindName = (
+    Literal[
+        "embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "q", "k", "v", "z",
+        "pattern", "mlp_pre", "mlp_post", "logits",
+    ]
+    | str
+)  # fmt: skip
+ScoreMethod = (
+    Literal[
+        "exact", "conditional", "eap", "eap-ig-inputs", "eap-ig-activations", "ig-activations", "clean-corrupt",
+        "atp-star", "random",
+    ]
+    | str
+)  # fmt: skip
+SearchMethod = ScoreMethod | Literal["acdc", "learn-edges", "learn-nodes"]
+MetricName = (
+    Literal[
+        "logit_diff", "prob_diff", "kl", "nll", "rank", "accuracy", "sequence_logprob", "sequence_logprob_diff",
+    ]
+    | str
+)  # fmt: skip
+ValueName = Literal["clean", "corrupt", "zero", "mean", "resample", "optimal", "constant:X", "scale:X"] | str
+"""The names of values; X stands for a number, as in "scale:0.5"."""
 
 SIDES = ("clean", "corrupt")
 OTHER_SIDE = ("other", "from_store")

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from workbench.arguments import checked
 from workbench.errors import SiteError, UnknownName
+from workbench.names import KindName
 from workbench.nodes import NUMBER, POSITION, as_position, is_position
 from workbench.nodes import Edge as Edge
 from workbench.nodes import Node as Node
@@ -80,11 +81,16 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def kind_named(name: str) -> Kind:
-    """The row of `KINDS`, or an error with near matches."""
-    if not isinstance(name, str) or name not in KINDS:
-        raise UnknownName("kind", name, KINDS)
-    return KINDS[name]
+WORDS = {"heads": "z", "mlps": "mlp_out", "neurons": "mlp_post"}
+"""What components are called → the kind that holds what they write."""
+
+
+def kind_named(name: str, *, words: bool = False) -> Kind:
+    """The row of `KINDS`, or an error with near matches; with `words` also that of one of `WORDS`."""
+    known = [*KINDS, *WORDS] if words else list(KINDS)
+    if not isinstance(name, str) or name not in known:
+        raise UnknownName("kind", name, known)
+    return KINDS[WORDS.get(name, name)]
 
 
 @dataclass(frozen=True)
@@ -423,7 +429,7 @@ class Grid:
 
 @checked
 def grid(
-    kind: str,
+    kind: KindName | Literal["heads", "mlps", "neurons"],
     model_or_shape: Any,
     *,
     layer: int | Iterable[int] | None = None,
@@ -446,7 +452,7 @@ def grid(
     >>> [str(site) for site in grid("z", shape, layer=1, head=[0, 3])]
     ['z[1.0]', 'z[1.3]']
     """
-    row, shape = kind_named(kind), Shape.of(model_or_shape)
+    row, shape = kind_named(kind, words=True), Shape.of(model_or_shape)
     unit = {"head": head, "kv_head": head, "neuron": neuron, None: None}[row.unit]
     # A head or neuron that the kind has no axis for would be ignored without a word.
     for word, chosen in (("head", head), ("neuron", neuron)):
@@ -459,7 +465,7 @@ def grid(
         raise SiteError(f"grid({kind!r}): {kind} belongs to no layer.")
     units = None if row.unit is None else _numbers(unit, shape.units(row))
     positions: Any = pos if isinstance(pos, str) and pos in ("all", "each") else _positions(pos)
-    cells = Grid(kind, layers, units, positions, None if key_pos is None else _positions(key_pos))
+    cells = Grid(row.name, layers, units, positions, None if key_pos is None else _positions(key_pos))
     sites = list(cells.at_length(1))
     if not sites:
         raise SiteError(

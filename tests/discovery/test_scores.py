@@ -294,8 +294,8 @@ def test_what_cannot_be_scored_is_refused():
         score_edges(model, pairs, value=cast(Any, corrupt))
     assert str(edit.value) == (
         "score_edges: value=an ActivationStore does not fit; a value such as wb.zero(), wb.mean(store) or "
-        "wb.from_store(store) or a mapping of which each key is text and each value is a value such as "
-        "wb.zero(), wb.mean(store) or wb.from_store(store) is needed."
+        "wb.from_store(store), text, a mapping of which each key is text and each value is a value such as "
+        "wb.zero(), wb.mean(store) or wb.from_store(store) or text or None is needed."
     )
     uneven = PromptPairs(
         Prompts.of([[1, 2]]), Prompts.of([[1, 2, 3]]), torch.tensor([[[1]]]), torch.tensor([[[2]]])

@@ -37,7 +37,7 @@ def attempt_all() -> dict[str, str]:
     no_seeds = {"seed": (-1, 1.5, "a", None)}
     no_places = {"positions": ([], ["rest"], [-1], [True], [1.5], [None], [""], [99], ["S2"], 3.5, object())}
     wrong_arguments: dict[str, dict[str, tuple[Any, ...]]] = {
-        "*": {"value": ("zero", None, [value]), "metric": ("logits", 3), "budget": (0, -1, True, 1.5, "1GB", float("nan"))},
+        "*": {"value": ("zer", "clean", "constant:nan", "optimal", [value]), "metric": ("logits", 3), "budget": (0, -1, True, 1.5, "1GB", float("nan"))},
         "score_edges": {
             **no_seeds, **no_places, "method": ("epa", None, ["eap"]), "grid": ("mid", None), "steps": (0, True, 1.5, "3"),
             "keep": ("example", ("x",)), "neurons": ("0", 1.0, [True], None, [7], [-1]),

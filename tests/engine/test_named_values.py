@@ -8,12 +8,12 @@ from workbench.engine.named_values import NAMES, canonical_name, key_name, make_
 from workbench.engine.store_values import FromStore, Mean, Resample
 from workbench.engine.values import Constant, Scale, Zero, zero
 from workbench.errors import EditError, UnknownName
-from workbench.names import VALUES
+from workbench.names import SIDES, VALUES
 
 NEED_NO_STORE = ("zero", "optimal", "constant:2", "scale:-0.5")
 
 
-def no_stores():
+def no_stores(side):
     raise AssertionError("this value needs no activations, so none may be captured")
 
 
@@ -39,7 +39,9 @@ def test_each_name_makes_its_value_of_the_right_run(base):
     own, other = stores if base == "clean" else stores[::-1]
 
     def made(name):
-        return make_value(name, base=base, stores=lambda: stores, seed=7, optimal=zero)
+        return make_value(
+            name, base=base, store_of=lambda side: stores[SIDES.index(side)], seed=7, optimal=zero
+        )
 
     assert isinstance(made(None), FromStore)
     assert made(None).store is other
@@ -52,7 +54,7 @@ def test_each_name_makes_its_value_of_the_right_run(base):
 
 
 def test_stores_are_captured_only_for_values_that_need_them():
-    made = {name: make_value(name, stores=no_stores, optimal=zero) for name in NEED_NO_STORE}
+    made = {name: make_value(name, store_of=no_stores, optimal=zero) for name in NEED_NO_STORE}
     assert isinstance(made["zero"], Zero)
     assert isinstance(made["optimal"], Zero)
     assert isinstance(made["constant:2"], Constant)
@@ -105,8 +107,8 @@ def test_numbers_are_finite_and_optimal_needs_a_fit():
         message = f"values={name!r}: after the colon comes a finite number, as in {stem}:0.5."
         assert str(error.value) == message, name
     with pytest.raises(EditError) as error:
-        make_value("optimal", stores=no_stores)
+        make_value("optimal", store_of=no_stores)
     assert str(error.value) == (
-        "value='optimal' is a constant fitted to each site, which only sweeps of effects fit: workbench sweep run. "
-        "Values that need no fit: clean, corrupt, zero, mean, resample, constant:X, scale:X."
+        "value='optimal' is a constant fitted to each site, which effects(..., value='optimal') and sweeps "
+        "of effects do. Values that need no fit: clean, corrupt, zero, mean, resample, constant:X, scale:X."
     )

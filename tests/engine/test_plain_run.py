@@ -8,9 +8,9 @@ from families import NATIVES, build, make_pairs, model_of, ragged
 import workbench as wb
 from workbench.engine import plain_run
 from workbench.engine.fast.base_run import Recorder
+from workbench.engine.given_values import writer_sites
 from workbench.engine.hooked.forward import forward
 from workbench.engine.plain_run import PlainRun
-from workbench.experiment import writer_sites
 from workbench.sites import KINDS, Shape
 
 CLAIMED = ("gpt2", "llama", "neox", "native", "qwen2", *NATIVES)

@@ -547,7 +547,7 @@ def test_a_value_that_is_none_is_refused():
         effects(model, pairs, sites="z[0.0]", value=cast(Any, 0.0))
     assert str(error.value) == (
         "effects: value=0.0 does not fit; a value such as wb.zero(), wb.mean(store) or "
-        "wb.from_store(store) is needed."
+        "wb.from_store(store), text or None is needed."
     )
 
 

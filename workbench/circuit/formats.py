@@ -122,7 +122,7 @@ def write_circuit(
     circuit: Circuit,
     path: str | Path,
     *,
-    format: str | None = None,
+    format: Literal["workbench", "eap-json", "eap-pt"] | str | None = None,
     positive: Positive | str = "supports",
     overwrite: bool = False,
 ) -> Path:

@@ -39,7 +39,9 @@ def effects(
     task: Task,
     kind: Annotated[
         str,
-        typer.Option(help="Kind of site: z, resid_pre, mlp_out, attn_out, q, k, v, pattern, mlp_post, ..."),
+        typer.Option(
+            help="Kind of site: heads (z), mlps (mlp_out), resid_pre, attn_out, q, k, v, pattern, ..."
+        ),
     ] = "z",
     value: ValueName = None,
     pos: Annotated[
@@ -72,7 +74,7 @@ def effects(
     from workbench.workflows.effects import Question
 
     # Names are checked before the model is loaded, which takes seconds.
-    kind_named(kind)
+    kind_named(kind, words=True)
     if method not in METHODS:
         raise UnknownName("method", method, METHODS)
     question = Question(task, n, seed, variant, value, metric, base, in_bytes(budget))

@@ -5,21 +5,19 @@ read in order, up to the first edge whose removal costs too much; so the circuit
 at a time. Begin with `acdc`.
 """
 
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.discovery.score_arrays import finite_matrix_of, graph_of, is_number, matrix_of
 from workbench.engine.circuits import Circuits
-from workbench.engine.values import Value
+from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
 from workbench.errors import CircuitError, MetricError, UnknownName
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.progress import progress_bar
@@ -40,9 +38,9 @@ def acdc(
     model: Model,
     pairs: PromptPairs,
     *,
-    value: Value,
+    value: GivenValue | None = None,
     threshold: float | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = "kl",
+    metric: GivenMetric | None = "kl",
     order: Literal["late-first", "early-first", "random", "scores"] | str = "late-first",
     scores: xr.DataArray | None = None,
     positions: Position | list[Position] | None = None,
@@ -58,8 +56,8 @@ def acdc(
     over prompts. A node that is left with no input or no output is removed with it.
 
     Args:
-        value: the patched value of edges that are left out; answers of several tokens are covered as in
-            `effects`.
+        value: the patched value of edges that are left out, a value or its name as in `score_edges`; answers of
+            several tokens are covered as in `effects`.
         threshold: tau, in the metric's unit; None takes 1 % of |m(empty) - m(full)|.
         metric: "kl" is the distance to the clean run.
         order: of the senders of a reader: latest first, earliest first, at random, or least score first
@@ -86,8 +84,7 @@ def acdc(
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
     >>> pairs = wb.load_task("agreement", model, n=4)
-    >>> _, corrupt = wb.capture_pairs(model, pairs)
-    >>> circuit = wb.acdc(model, pairs, value=wb.from_store(corrupt), threshold=1.0, progress=False)
+    >>> circuit = wb.acdc(model, pairs, value="corrupt", threshold=1.0, progress=False)
     >>> circuit.n_edges < 100
     True
     """
@@ -107,7 +104,8 @@ def acdc(
     if scores is not None:
         graph = graph_of(scores)
         finite_matrix_of(scores, graph, "acdc")
-    runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
+    patched = given_value(value, model, pairs, sites=writer_sites(graph), budget=budget)
+    runs = Circuits(model, graph, pairs, value=patched, metric=measure, budget=budget)
     graph = runs.graph
     if threshold is None:
         threshold = _default_threshold(runs, measure.name)
@@ -118,9 +116,9 @@ def acdc(
             trial.try_edges(senders)
             bar.update(len(senders))
     attrs = pairs.attrs(model) | {
-        "method": "acdc", "value": value.describe(), "metric": measure.name, "threshold": threshold,
+        "method": "acdc", "value": patched.describe(), "metric": measure.name, "threshold": threshold,
         "order": order, "higher_is_better": measure.higher_is_better,
-        "forwards": trial.n_runs, "engine": runs.engine, **runs.answer_attrs,
+        "forwards": trial.n_runs, "engine": runs.engine, **runs.answer_attrs, **name_attrs(value),
     }  # fmt: skip
     ids = (*pairs.clean.ids, *pairs.corrupt.ids)
     return Circuit.of(graph, trial.edges, scores=trial.costs, attrs=attrs, prompt_ids=ids)

@@ -4,7 +4,7 @@ Edge Pruning (Bhaskar et al. 2406.16778) on edges, subnetwork probing (Cao et al
 what is closed carries the patched value. Begin with `learn_circuit`; the gates are in `gates.py`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,10 +22,10 @@ from workbench.discovery.gradient_scores import gradient_scores
 from workbench.discovery.score_arrays import finite_matrix_of, graph_of, is_number
 from workbench.discovery.search import best_first, first_edges, grown
 from workbench.engine.circuits import CircuitBatch, Circuits
+from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
 from workbench.engine.hooked.forward import check_gradients_pass
-from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName, unwarned, warn
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.progress import progress_bar
@@ -49,10 +49,10 @@ def learn_circuit(
     model: Model,
     pairs: PromptPairs,
     *,
-    value: Value,
+    value: GivenValue | None = None,
     n_edges: int | None = None,
     n_nodes: int | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = "kl",
+    metric: GivenMetric | None = "kl",
     start: xr.DataArray | Literal["scores", "open"] | str = "scores",
     restarts: int = 2,
     steps: int = 300,
@@ -75,7 +75,8 @@ def learn_circuit(
     keeps less than half of the way from the empty circuit's loss to the model's, or is mostly dead ends.
 
     Args:
-        value: the patched value of what is closed; answers of several tokens are covered as in `effects`.
+        value: the patched value of what is closed, a value or its name as in `score_edges`; answers of several
+            tokens are covered as in `effects`.
         n_edges: gates on edges, and how many stay (before pruning).
         n_nodes: gates on heads and MLPs (subnetwork probing) instead, and how many stay; the circuit is every
             edge between.
@@ -106,7 +107,7 @@ def learn_circuit(
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
     >>> pairs = wb.load_task("agreement", model, n=4)
-    >>> wb.learn_circuit(model, pairs, value=wb.zero(), n_edges=50, steps=2, progress=False).n_requested
+    >>> wb.learn_circuit(model, pairs, value="zero", n_edges=50, steps=2, progress=False).n_requested
     50
     """
     if (n_edges is None) == (n_nodes is None):
@@ -128,7 +129,8 @@ def learn_circuit(
     target, most = (n_edges, graph.n_edges) if on == "edges" else (n_nodes, len(graph.writers) - 1)
     if not (type(target) is int and 0 < target <= most):
         raise CircuitError(f"learn_circuit: n_{on}={target}; this graph has {most} {on}.")
-    runs = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
+    patched = given_value(value, model, pairs, sites=writer_sites(graph), budget=budget)
+    runs = Circuits(model, graph, pairs, value=patched, metric=measure, budget=budget)
     graph = runs.graph
     losses = _Losses(runs)
     if not isinstance(start, str):
@@ -158,13 +160,13 @@ def learn_circuit(
         if untrained.kept > best.kept + MARGIN:
             best = untrained
     attrs = pairs.attrs(model) | {
-        "method": f"learn-{on}", "value": value.describe(), "metric": measure.name, "steps": steps,
+        "method": f"learn-{on}", "value": patched.describe(), "metric": measure.name, "steps": steps,
         "lr": lr, "seed": seed, "higher_is_better": measure.higher_is_better,
         "forwards": steps * n_trainings + (START_STEPS if order is not None and isinstance(start, str) else 0),
         "expected_open": float(best.gates.open_share().detach()) * most,
         "start": start if isinstance(start, str) else "given", "trainings": n_trainings,
         "loss": best.loss, "loss_empty": losses.empty, "loss_full": losses.full, "kept": best.kept,
-        **runs.answer_attrs,
+        **runs.answer_attrs, **name_attrs(value),
     }  # fmt: skip
     with unwarned():
         circuit = Circuit.of(

@@ -4,12 +4,10 @@ Scores that are cut (`scores`, `search`), ACDC (`acdc`) and learned masks (`mask
 circuit.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import xarray as xr
-from torch import Tensor
 
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
@@ -20,7 +18,7 @@ from workbench.discovery.scores import score_edges
 from workbench.discovery.search import find_circuit
 from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.model import Model
 from workbench.names import SEARCHES
 from workbench.prompts.pairs import PromptPairs
@@ -61,7 +59,7 @@ def find_by(
     pairs: PromptPairs,
     *,
     value: Value,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    metric: GivenMetric | None = None,
     n_edges: int | None = None,
     steps: int | str | None = None,
     by_example: bool = False,

@@ -4,22 +4,20 @@
 scores.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.circuit.graph import Graph
 from workbench.discovery.ranking import first_edges
 from workbench.discovery.score_arrays import is_number
-from workbench.engine.capture import capture
 from workbench.engine.circuits import Circuits
 from workbench.engine.counterfactuals import counterfactual_values, pairs_for
-from workbench.engine.values import Value, from_store, zero
+from workbench.engine.given_values import GivenValue, given_value, writer_sites
+from workbench.engine.values import Value, zero
 from workbench.errors import CircuitError
-from workbench.experiment import writer_sites
-from workbench.metrics.metric import BUILT_IN, Metric
+from workbench.metrics.metric import BUILT_IN, GivenMetric, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -36,7 +34,7 @@ def runs_of(
     model: Model | None,
     pairs: PromptPairs | None,
     value: Value | None,
-    metric: str | Metric | Callable[..., Tensor] | None,
+    metric: GivenMetric | None,
     budget: int | None,
 ) -> Circuits:
     """Runs of circuits on the prompts that a size is searched on."""
@@ -54,7 +52,7 @@ def runs_by_name(
     model: Model | None,
     pairs: PromptPairs | None,
     value: Value | Mapping[str, Value] | None,
-    metric: str | Metric | Callable[..., Tensor] | None,
+    metric: GivenMetric | None,
     budget: int | None,
 ) -> dict[str, Circuits]:
     """Runs of circuits with each value, by its name."""
@@ -69,6 +67,26 @@ def runs_by_name(
         some = pairs_for(pairs, name)
         runs[name] = Circuits(model, graph, some, value=one, metric=measure, budget=budget)
     return runs
+
+
+def patched_values(
+    value: GivenValue | Mapping[str, GivenValue] | None,
+    graph: Graph,
+    model: Model | None,
+    pairs: PromptPairs | None,
+    budget: int | None,
+) -> Value | dict[str, Value] | None:
+    """Values that were given by name, made of all the pairs once: halves of the pairs then share one mean."""
+    # What lacks is refused where runs are made.
+    if value is None or model is None or pairs is None or graph.shape != Graph.of(model).shape:
+        return None
+    sites = writer_sites(graph)
+    if isinstance(value, Mapping):
+        values = {}
+        for name, one in value.items():
+            values[name] = given_value(one, model, pairs_for(pairs, name), sites=sites, budget=budget)
+        return values
+    return given_value(value, model, pairs, sites=sites, budget=budget)
 
 
 def _measurable(
@@ -139,18 +157,17 @@ def value_of(scores: xr.DataArray, graph: Graph, model: Model, pairs: PromptPair
 
     Raises `CircuitError` where it cannot be made again and so has to be given.
     """
-    name = scores.attrs.get("value", "")
-    if name == "zero":
-        return zero()
-    if name == "from_store":
-        return from_store(capture(model, pairs.corrupt, sites=writer_sites(graph), progress=False))
+    # Scores know the name of a value that was given by name.
+    name = scores.attrs.get("value_name", scores.attrs.get("value", ""))
+    if "value_name" in scores.attrs or name in ("zero", "from_store"):
+        return given_value(str(name), model, pairs, sites=writer_sites(graph))
     raise CircuitError(
         f"find_circuit: the scores were made with value={name!r}, which cannot be made again from "
         "them: pass value=."
     )
 
 
-def metric_of(scores: xr.DataArray, metric: str | Metric | Callable[..., Tensor] | None) -> Metric:
+def metric_of(scores: xr.DataArray, metric: GivenMetric | None) -> Metric:
     """The metric given, or that of the scores.
 
     Raises `CircuitError` where the scores were made with a metric of your own and none is given.

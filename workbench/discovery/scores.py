@@ -7,13 +7,12 @@ the same for whole components. What is done with scores is the matter of `search
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.graph import Graph
@@ -25,14 +24,14 @@ from workbench.discovery.settled import settled_scores
 from workbench.engine.circuits import Circuits
 from workbench.engine.continuations import graph_as_run
 from workbench.engine.counterfactuals import pairs_for
+from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
 from workbench.engine.nodes import writer
-from workbench.engine.values import Value
 from workbench.errors import CircuitError, MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
-from workbench.names import SCORE_METHODS
+from workbench.names import SCORE_METHODS, ScoreMethod
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
 from workbench.statistics import check_seed, gap_of_means
@@ -51,9 +50,9 @@ def score_edges(
     model: Model,
     pairs: PromptPairs,
     *,
-    value: Value | Mapping[str, Value],
-    metric: str | Metric | Callable[..., Tensor] | None = None,
-    method: str = "eap",
+    value: GivenValue | Mapping[str, GivenValue] | None = None,
+    metric: GivenMetric | None = None,
+    method: ScoreMethod = "eap",
     steps: int | Literal["auto"] | str = 5,
     grid: Literal["left", "right", "midpoint"] | str = "midpoint",
     seed: int = 0,
@@ -71,8 +70,9 @@ def score_edges(
     "exact" is m(clean) - m(that edge patched); the rest estimate it: see `METHODS`.
 
     Args:
-        value: the patched value of the writers, as in `effects`; it covers answers of several tokens where it
-            does there. A mapping of names to values scores them side by side, on an axis `ablation`;
+        value: the patched value of the writers, a value or its name as in `effects` (all but "optimal"; None is the
+            corrupt run); it covers answers of several tokens where it does there. A mapping of names to values
+            scores them side by side, on an axis `ablation`;
             `counterfactual_values` makes one of every corruption that the pairs have.
         metric: a name, a `Metric` or a function; None takes that of the pairs. "kl" measures the distance to the
             clean run: its gradient there is 0, so methods that take gradients only there refuse it.
@@ -110,7 +110,7 @@ def score_edges(
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
-    >>> scores = wb.score_edges(model, wb.load_task("ioi", model, n=4), value=wb.zero())
+    >>> scores = wb.score_edges(model, wb.load_task("ioi", model, n=4), value="zero")
     >>> int(scores.notnull().sum())
     1519
     """
@@ -143,7 +143,8 @@ def score_edges(
             f"With method={method!r} name them: positions=[...] gives every edge a score at each."
         )
     measure = metric_for(metric, pairs)
-    circuits = Circuits(model, graph, pairs, value=value, metric=measure, budget=budget)
+    patched = given_value(value, model, pairs, sites=writer_sites(graph), budget=budget)
+    circuits = Circuits(model, graph, pairs, value=patched, metric=measure, budget=budget)
     graph = circuits.graph
     _check_one_token(method, measure)
     if method == "random":
@@ -165,11 +166,11 @@ def score_edges(
         values = values / _gap(circuits, measure.name)
     check_finite_scores(values, graph, f"score_edges(method={method!r})")
     attrs = pairs.attrs(model) | {
-        "kind": "edge_scores", "method": method, "value": value.describe(), "metric": measure.name,
+        "kind": "edge_scores", "method": method, "value": patched.describe(), "metric": measure.name,
         "unit": "share" if normalized else measure.unit, "higher_is_better": measure.higher_is_better,
         "normalized": normalized, "graph": json.dumps(graph.to_dict()),
         "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)), **table.facts,
-        **circuits.answer_attrs,
+        **circuits.answer_attrs, **name_attrs(value),
     }  # fmt: skip
     # Sums over batches are made in float64; more digits than the model's own would be noise.
     if next(model.parameters()).dtype != torch.float64:
@@ -187,6 +188,10 @@ def _side_by_side(by_name: Mapping[str, xr.DataArray]) -> xr.DataArray:
     joined = joined.assign_coords(ablation=list(by_name))
     first, *others = (graph_in_attrs(one) for one in by_name.values())
     joined = joined.assign_attrs(value=described, prompt_ids=" ".join(ids))
+    # Those of the first value alone would be said of all.
+    joined.attrs = {
+        key: fact for key, fact in joined.attrs.items() if key not in ("value_name", "value_from")
+    }
     return with_graph(joined, first.joined(*others))
 
 
@@ -236,9 +241,9 @@ def score_nodes(
     model: Model,
     pairs: PromptPairs,
     *,
-    value: Value,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
-    method: str = "eap",
+    value: GivenValue | None = None,
+    metric: GivenMetric | None = None,
+    method: ScoreMethod | Literal["gradient", "integrated"] = "eap",
     keep: Sequence[Literal["example"] | str] = (),
     steps: int | Literal["auto"] | str | None = None,
     grid: Literal["left", "right", "midpoint"] | str = "midpoint",
@@ -268,7 +273,7 @@ def score_nodes(
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
-    >>> wb.score_nodes(model, wb.load_task("ioi", model, n=4), value=wb.zero()).sizes["writer"]
+    >>> wb.score_nodes(model, wb.load_task("ioi", model, n=4), value="zero").sizes["writer"]
     37
     """
     if method not in NODE_METHODS:
@@ -277,20 +282,22 @@ def score_nodes(
     if unknown:
         raise UnknownName("keep", unknown[0], ("example",))
     measure = metric_for(metric, pairs)
-    shared: dict[str, Any] = {"value": value, "metric": measure, "budget": budget, "progress": progress}
+    # Made once: the edge methods, the effects and the dead ends of the graph are all of it.
+    patched = given_value(value, model, pairs, sites=writer_sites(Graph.of(model)), budget=budget)
+    shared: dict[str, Any] = {"value": patched, "metric": measure, "budget": budget, "progress": progress}
     if steps is not None:
         shared["steps"] = steps
     if method not in EFFECTS:
         edges = score_edges(
             model, pairs, method=method, grid=grid, seed=seed, normalized=normalized, keep=keep, **shared
         )
-        return edges.sum("reader", keep_attrs=True).assign_attrs(kind="node_scores")
+        return edges.sum("reader", keep_attrs=True).assign_attrs(kind="node_scores", **name_attrs(value))
     if normalized:
         raise WorkbenchError(
             f"score_nodes: method={method!r} gives effects in the metric's unit; normalized=True "
             "goes with methods of edges, such as eap."
         )
-    graph = graph_as_run(Graph.of(model), model, pairs, measure, value)
+    graph = graph_as_run(Graph.of(model), model, pairs, measure, patched)
     sites = [writer(name, graph.shape).site for name in graph.writers]
     # An effect is what patching changes; a score is what is lost by it, so the sign turns.
     scores = -effects(model, pairs, sites=sites, method=method, **shared)
@@ -300,6 +307,6 @@ def score_nodes(
     facts = {
         "kind": "node_scores", "higher_is_better": int(measure.higher_is_better),
         "graph": json.dumps(graph.to_dict()), "prompt_ids": " ".join((*pairs.clean.ids, *pairs.corrupt.ids)),
-        "value": value.describe(), "method": method,
+        "value": patched.describe(), "method": method, **name_attrs(value),
     }  # fmt: skip
     return scores.assign_attrs(facts)

@@ -4,13 +4,12 @@ Read `find_circuit` first. Arrays of scores are read and refused by `score_array
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
@@ -32,11 +31,11 @@ from workbench.discovery.score_arrays import (
     matrix_of,
     supporting,
 )
-from workbench.discovery.scored_runs import runs_by_name, runs_of, smallest_size
+from workbench.discovery.scored_runs import patched_values, runs_by_name, runs_of, smallest_size
 from workbench.engine.circuits import graph_of_runs
-from workbench.engine.values import Value
+from workbench.engine.given_values import GivenValue
 from workbench.errors import CircuitError, NoCircuit, NotFinite, PromptError, UnknownName, unwarned, warn
-from workbench.metrics.metric import Metric
+from workbench.metrics.metric import GivenMetric
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -60,8 +59,8 @@ def find_circuit(
     strategy: Literal["top", "greedy"] | str = "top",
     model: Model | None = None,
     pairs: PromptPairs | None = None,
-    value: Value | Mapping[str, Value] | None = None,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    value: GivenValue | Mapping[str, GivenValue] | None = None,
+    metric: GivenMetric | None = None,
     budget: int | None = None,
     progress: bool = True,
 ) -> Circuit:
@@ -92,8 +91,8 @@ def find_circuit(
             `threshold`), so every edge has a path to one.
         model, pairs: for `min_faithfulness` and `criteria`. Choose on prompts that made no scores, and report
             numbers of a third set: the prompts that chose a circuit flatter it.
-        value, metric: for the same; None takes those of the scores. For `criteria` several values by name:
-            the circuit has to keep the criteria with each.
+        value, metric: for the same, as in `score_edges`; None takes those of the scores. For `criteria` several
+            values, a mapping of names: the circuit has to keep the criteria with each.
         budget: for the same: bytes of working memory.
 
     Raises:
@@ -107,7 +106,7 @@ def find_circuit(
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
     >>> pairs = wb.load_task("ioi", model, n=8)
-    >>> scores = wb.score_edges(model, pairs, value=wb.zero())
+    >>> scores = wb.score_edges(model, pairs, value="zero")
     >>> wb.find_circuit(scores, n_edges=30).n_requested
     30
     """
@@ -155,6 +154,7 @@ def find_circuit(
     if n_edges is not None:
         order = _ordered(graph, rank, strategy, n_edges)
         return _circuit_of(scores, graph, first_edges(graph, order, n_edges), values, by)
+    value = patched_values(value, graph, model, pairs, budget)
     if criteria is not None:
         # Edges left out by the gradients of the prompts that also accept it would fit those prompts and no
         # others (`tiny`, ioi: an error of .11 on them, .15 on new ones).

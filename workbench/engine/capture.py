@@ -44,7 +44,7 @@ def capture(
     model: Model,
     tokens: Prompts | Tensor | Sequence[Any] | Mapping[str, Any] | Path | Iterable[Any],
     *,
-    sites: Iterable[str | Site] | None = None,
+    sites: str | Site | Iterable[str | Site] | None = None,
     path: str | Path | None = None,
     keep: Keep = "all",
     dtype: torch.dtype | None = None,
@@ -63,8 +63,9 @@ def capture(
     Args:
         tokens: prompts, texts, token ids as in `run`, or a corpus: a path to a text or .jsonl file, a Hugging
             Face `Dataset`, a data frame, any iterable (see `read_corpus`).
-        sites: kinds (every layer) or single sites such as `resid_post[3]`; whole activations are kept. None
-            takes every kind that the model has except logits, `resid_mid` and `mlp_pre`.
+        sites: kinds (every layer; "heads" is `z`, "mlps" `mlp_out`, "neurons" `mlp_post`) or single sites such as
+            `resid_post[3]`; whole activations are kept. None takes every kind that the model has except logits,
+            `resid_mid` and `mlp_pre`.
         path: a folder for a store on disk.
         budget: bytes that one forward pass and its activations may use; None takes the default.
         progress: whether to show a bar.
@@ -156,7 +157,7 @@ def capture_cost(
     model: Model,
     tokens: Prompts | Tensor | Sequence[Any] | Mapping[str, Any] | Path | Iterable[Any],
     *,
-    sites: Iterable[str | Site] | None = None,
+    sites: str | Site | Iterable[str | Site] | None = None,
     keep: Keep = "all",
     dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -175,7 +176,7 @@ def capture_pairs(
     model: Model,
     pairs: PromptPairs,
     *,
-    sites: Iterable[str | Site] | None = None,
+    sites: str | Site | Iterable[str | Site] | None = None,
     path: str | Path | None = None,
     keep: Keep = "all",
     dtype: torch.dtype | None = None,
@@ -196,7 +197,9 @@ def capture_pairs(
     Raises:
         What `capture` raises.
     """
-    chosen = None if sites is None else list(sites)  # an iterator would be used up by the clean run
+    chosen = sites
+    if not isinstance(sites, str | Site | None):
+        chosen = list(sites)  # an iterator would be used up by the clean run
 
     def of_side(side: str) -> ActivationStore:
         """The store of one run."""
@@ -228,7 +231,7 @@ def _prompts(model: Any, tokens: Any) -> Prompts:
 def _request(
     model: Any,
     prompts: Prompts,
-    sites: Iterable[str | Site] | None,
+    sites: str | Site | Iterable[str | Site] | None,
     keep: Keep,
     dtype: torch.dtype | None,
     shard_bytes: int,
@@ -245,9 +248,11 @@ def _request(
     return Request(prompts, keys, keep, dtype, shard_bytes, budget, threads)
 
 
-def _keys_of(model: Any, sites: Iterable[str | Site] | None) -> dict[Key, Key]:
+def _keys_of(model: Any, sites: str | Site | Iterable[str | Site] | None) -> dict[Key, Key]:
     """Site → the site whose activation it shares. Raises `SiteError` when no site is named."""
     shape = Shape.of(model)
+    if isinstance(sites, str | Site):
+        sites = [sites]
     chosen = _present(shape) if sites is None else sites
     keys: dict[Key, None] = {}  # a dict in place of a set, to keep the order
     for site in chosen:
@@ -270,10 +275,10 @@ def _keys(site: str | Site, shape: Shape) -> list[Key]:
         raise SiteError(f"{shown(site)} is neither a kind nor a site: write 'z' or 'z[3]'.")
     if "[" in site:
         return [Site.parse(site).check(shape).key]
-    kind = kind_named(site)
+    kind = kind_named(site, words=True)
     if not kind.per_layer:
-        return [Site(site, None).check(shape).key]
-    return [Site(site, layer).check(shape).key for layer in shape.layers(kind)]
+        return [Site(kind.name, None).check(shape).key]
+    return [Site(kind.name, layer).check(shape).key for layer in shape.layers(kind)]
 
 
 def _canonical(key: Key, shape: Shape) -> Key:

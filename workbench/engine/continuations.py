@@ -6,7 +6,7 @@ read. What comes from another prompt (`from_store`, `resample`, `mean(per="pos")
 position, is written at the prompt's positions alone. `answer_attrs` says so in results.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from workbench.circuit.graph import Graph
 from workbench.engine.bound import Bound
 from workbench.engine.values import Value
 from workbench.metrics.continuations import Expansion, expand
-from workbench.metrics.metric import Metric
+from workbench.metrics.metric import GivenMetric
 from workbench.models.model import Model
 from workbench.names import other_side
 from workbench.prompts.pairs import PromptPairs
@@ -69,9 +69,7 @@ def answers_attend(rows: Expansion, value: Value) -> bool:
     return not rows.plain and not value.covers_answers and longest > 1
 
 
-def graph_as_run(
-    graph: Graph, model: Model, pairs: PromptPairs, metric: str | Metric | Callable[..., Tensor], value: Value
-) -> Graph:
+def graph_as_run(graph: Graph, model: Model, pairs: PromptPairs, metric: GivenMetric, value: Value) -> Graph:
     """A graph with the dead ends that it has where these pairs are run with a value."""
     return replace(graph, answers_attend=answers_attend(expand(model, pairs, metric), value))
 

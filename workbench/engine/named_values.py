@@ -6,7 +6,7 @@ spellings of it and stay readable.
 
     # Before a model is loaded:
     name = canonical_name(option, base="clean", choices=("corrupt", "zero", "mean"))
-    value = make_value(name, base="clean", stores=lambda: capture_pairs(model, pairs))
+    value = make_value(name, base="clean", store_of=lambda side: capture(model, pairs.side(side)))
     # What keys of sweep jobs hold:
     spelling = key_name(name, base="clean")
 
@@ -23,18 +23,16 @@ from workbench.errors import EditError, UnknownName
 from workbench.names import OTHER_SIDE, SIDES, other_side
 from workbench.stores.store import ActivationStore
 
-PairStores = tuple[ActivationStore, ActivationStore]
-
 
 @dataclass(frozen=True)
 class _Sources:
     """What the makers draw on.
 
-    Stores of both runs (captured only when asked for), a seed, a number, a fit.
+    The store of a run by its side (captured only when asked for), a seed, a number, a fit.
     """
 
     base: str
-    stores: Callable[[], PairStores]
+    store_of: Callable[[str], ActivationStore]
     seed: int
     number: float
     optimal: Callable[[], Value] | None
@@ -42,20 +40,20 @@ class _Sources:
     @property
     def base_store(self) -> ActivationStore:
         """The store of the run that is edited."""
-        return self.stores()[SIDES.index(self.base)]
+        return self.store_of(self.base)
 
     @property
     def other_store(self) -> ActivationStore:
         """The store of the other run."""
-        return self.stores()[SIDES.index(other_side(self.base))]
+        return self.store_of(other_side(self.base))
 
     def fitted(self) -> Value:
         """What the caller's fit returns."""
         # The engine cannot fit: a fit measures edited runs, and imports what stands above the engine.
         if self.optimal is None:
             raise EditError(
-                "value='optimal' is a constant fitted to each site, which only sweeps of effects fit: "
-                "workbench sweep run. Values that need no fit: " + ", ".join(WITHOUT_FIT) + "."
+                "value='optimal' is a constant fitted to each site, which effects(..., value='optimal') and "
+                "sweeps of effects do. Values that need no fit: " + ", ".join(WITHOUT_FIT) + "."
             )
         return self.optimal()
 
@@ -148,7 +146,7 @@ def make_value(
     name: str | None,
     *,
     base: str = "clean",
-    stores: Callable[[], PairStores],
+    store_of: Callable[[str], ActivationStore],
     seed: int = 0,
     optimal: Callable[[], Value] | None = None,
 ) -> Value:
@@ -157,8 +155,8 @@ def make_value(
     Args:
         name: any spelling that `canonical_name` reads.
         base: the run that is edited: `mean` and `resample` are over its own activations.
-        stores: returns the activations of the clean and of the corrupt run, in this order, as `capture_pairs`
-            does. It is called only for the values that need them.
+        store_of: side → the activations of that run. It is called only for the values that need them, and
+            only for the side that is read.
         seed: chooses the donors of `resample`.
         optimal: returns the fitted value; needed for that name alone.
 
@@ -170,7 +168,7 @@ def make_value(
     number = math.nan  # for the names without a number: their makers do not read it
     if ":" in canonical:
         number = _number(canonical, "value")
-    return _TABLE[_entry(canonical)].make(_Sources(base, stores, seed, number, optimal))
+    return _TABLE[_entry(canonical)].make(_Sources(base, store_of, seed, number, optimal))
 
 
 def _entry(name: str) -> str:

@@ -13,18 +13,17 @@ from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import called, checked
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.score_arrays import graph_of, is_number, with_graph
 from workbench.discovery.search import RANKINGS, find_circuit
 from workbench.engine.continuations import graph_as_run
-from workbench.engine.values import Value
+from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
 from workbench.errors import CircuitError, UnknownName, unwarned
 from workbench.evaluation.checks import faithfulness_of
 from workbench.evaluation.evaluate import evaluate
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -46,8 +45,8 @@ def faithfulness_curve(
     model: Model,
     pairs: PromptPairs,
     *,
-    value: Value,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    value: GivenValue | None = None,
+    metric: GivenMetric | None = None,
     by: Literal["magnitude", "signed"] | str = "magnitude",
     sizes: float | Sequence[Any] | None = None,
     level: float = 0.95,
@@ -82,19 +81,26 @@ def faithfulness_curve(
     if isinstance(value, Mapping):
         raise CircuitError("faithfulness_curve: a curve has one value. Make one curve for each.")
     measure = metric_for(metric, pairs)
+    graph = scores.graph if isinstance(scores, Circuit) else graph_of(scores)
+    Circuit.empty(graph).check_fits(model)  # before the sites of another model are captured
+    patched = given_value(value, model, pairs, sites=writer_sites(graph), budget=budget)
     measuring: dict[str, Any] = {
-        "value": value, "metric": measure, "checks": (), "level": level, "budget": budget,
+        "value": patched, "metric": measure, "checks": (), "level": level, "budget": budget,
         "progress": progress,
     }  # fmt: skip
     if isinstance(scores, Circuit):
-        circuit = replace(scores, graph=graph_as_run(scores.graph, model, pairs, measure, value))
+        circuit = replace(scores, graph=graph_as_run(graph, model, pairs, measure, patched))
         circuits, counts = _growth(circuit, sizes)
         result = evaluate(circuits, model, pairs, **measuring)
-        attrs = dict(result.attrs) | {"kind": "faithfulness_curve", "ranked_by": "circuit"}
+        attrs = dict(result.attrs) | {
+            "kind": "faithfulness_curve",
+            "ranked_by": "circuit",
+            **name_attrs(value),
+        }
         return xr.Dataset(_by_size(result, counts), coords={"size": list(counts)}, attrs=clean_attrs(attrs))
     shares = _shares(sizes)
     # The value decides what is a dead end: it may be another than that of the scores.
-    graph = graph_as_run(graph_of(scores), model, pairs, measure, value)
+    graph = graph_as_run(graph, model, pairs, measure, patched)
     scores = with_graph(scores, graph)
     # Rounded down, as MIB does: on small graphs the first sizes hold no edge.
     counts = [int(share * graph.n_edges) for share in shares]
@@ -104,6 +110,7 @@ def faithfulness_curve(
     result = evaluate(circuits, model, pairs, **measuring)
     attrs = dict(result.attrs) | {
         "kind": "faithfulness_curve", "ranked_by": by, "method": scores.attrs.get("method", ""),
+        **name_attrs(value),
     }  # fmt: skip
     # Areas over other sizes could not be compared with published ones.
     if tuple(shares) == SIZES:

@@ -13,22 +13,21 @@ prompt (`engine.resemblance`).
 This module knows nothing of how a circuit was found.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
 from workbench.engine.counterfactuals import pairs_for
+from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
 from workbench.engine.resemblance import MEASURES, Resemblance, resemblance
-from workbench.engine.values import Value
 from workbench.errors import CircuitError, UnknownName
 from workbench.evaluation.checks import CircuitChecks, faithfulness_of
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -36,6 +35,7 @@ from workbench.results import clean_attrs
 from workbench.statistics import bootstrap, check_level, check_seed, known_gap
 
 CHECKS = ("complement", "random", "completeness", "minimality")
+Check = Literal["complement", "random", "completeness", "minimality"] | str
 
 
 @checked
@@ -45,9 +45,9 @@ def evaluate(
     model: Model,
     pairs: PromptPairs,
     *,
-    value: Value | Mapping[str, Value],
-    metric: str | Metric | Callable[..., Tensor] | None = None,
-    checks: str | Sequence[str] | None = None,
+    value: GivenValue | Mapping[str, GivenValue] | None = None,
+    metric: GivenMetric | None = None,
+    checks: Check | Sequence[Check] | None = None,
     level: float = 0.95,
     seed: int = 0,
     budget: int | None = None,
@@ -60,8 +60,8 @@ def evaluate(
 
     Args:
         circuit: one circuit, or several of one graph, which are run in common batches.
-        value: what every edge outside the circuit carries, as in `score_edges`; zero, a constant or the mean
-            of a data set also at the tokens of answers of several tokens (attrs["answer_tokens"]). A mapping
+        value: what every edge outside the circuit carries, a value or its name as in `score_edges`; zero, a constant
+            or the mean of a data set also at the tokens of answers of several tokens (attrs["answer_tokens"]). A mapping
             of names to values measures them side by side, on an axis `ablation`; `counterfactual_values`
             makes one of every corruption that the pairs have.
         checks: which further checks to make, of each circuit. None: all four. (): only faithfulness, which is
@@ -103,7 +103,7 @@ def evaluate(
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
     >>> pairs = wb.load_task("ioi", model, n=4)
-    >>> result = wb.evaluate(wb.Circuit.empty(model), model, pairs, value=wb.zero(), checks=())
+    >>> result = wb.evaluate(wb.Circuit.empty(model), model, pairs, value="zero", checks=())
     >>> float(result["faithfulness"][0])
     0.0
     """
@@ -120,17 +120,18 @@ def evaluate(
             for name, one in value.items()
         ]  # fmt: skip
         joined = xr.concat(by_value, dim="ablation", combine_attrs="override")
-        described = ", ".join(one.describe() for one in value.values())
+        described = ", ".join(str(one.attrs["value"]) for one in by_value)
         joined = joined.assign_coords(ablation=list(value)).assign_attrs(value=described)
         # Of these facts each value has its own.
         own = {name: [one.attrs[name] for one in by_value if name in one.attrs]
-               for name in ("answer_tokens", "engine")}  # fmt: skip
+               for name in ("answer_tokens", "engine", "value_name", "value_from")}  # fmt: skip
         return joined.assign_attrs(
             {name: ", ".join(facts) for name, facts in own.items() if len(set(facts)) > 1}
         )
     # One `Circuits` for all: the clean run, the patched values and their batches are shared.
-    measure = metric_for(metric, pairs)
-    runs = Circuits(model, circuits[0].graph, pairs, value=value, metric=measure, budget=budget)
+    measure, sites = metric_for(metric, pairs), writer_sites(circuits[0].graph)
+    patched = given_value(value, model, pairs, sites=sites, budget=budget)
+    runs = Circuits(model, circuits[0].graph, pairs, value=patched, metric=measure, budget=budget)
     # Dead ends are left out, of a circuit made by hand too.
     beside = resemblance(runs, runs.graph.prune(np.stack([one.edges for one in circuits])), progress=progress)
     data = _faithfulness(beside, level)
@@ -143,9 +144,9 @@ def evaluate(
         rows.append(_further_checks(CircuitChecks(one, runs, beside.empty, level, seed, progress), names))
     data |= {name: ("circuit", np.array([row[name] for row in rows])) for name in rows[0]}
     attrs = pairs.attrs(model) | {
-        "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": value.describe(),
+        "kind": "evaluation", "metric": measure.name, "unit": measure.unit, "value": patched.describe(),
         "level": level, "engine": runs.engine, "seed_of_checks": seed, "checks": ", ".join(names) or "none",
-        **runs.answer_attrs,
+        **runs.answer_attrs, **name_attrs(value),
     }  # fmt: skip
     return xr.Dataset(data, attrs=clean_attrs(attrs))
 
@@ -157,8 +158,8 @@ def minimality(
     model: Model,
     pairs: PromptPairs,
     *,
-    value: Value,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    value: GivenValue | None = None,
+    metric: GivenMetric | None = None,
     level: float = 0.95,
     seed: int = 0,
     budget: int | None = None,
@@ -187,12 +188,13 @@ def minimality(
     check_level(level)
     check_seed(seed)
     circuit.check_fits(model)
-    measure = metric_for(metric, pairs)
-    runs = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)
+    measure, sites = metric_for(metric, pairs), writer_sites(circuit.graph)
+    patched = given_value(value, model, pairs, sites=sites, budget=budget)
+    runs = Circuits(model, circuit.graph, pairs, value=patched, metric=measure, budget=budget)
     # Minimality is a share of F(M), so the empty circuit is not needed.
     by_node = CircuitChecks(circuit, runs, np.zeros(0), level, seed, progress).minimality()
-    facts = {"kind": "minimality", "metric": measure.name, "value": value.describe(), "level": level}
-    facts |= runs.answer_attrs
+    facts = {"kind": "minimality", "metric": measure.name, "value": patched.describe(), "level": level}
+    facts |= runs.answer_attrs | name_attrs(value)
     return by_node.assign_attrs(clean_attrs(pairs.attrs(model) | facts))
 
 

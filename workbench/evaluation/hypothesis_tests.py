@@ -4,20 +4,19 @@ It runs the tests of `nulls.py`, which states what each of them assumes, and col
 verdicts in one table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.circuit import Circuit
 from workbench.engine.circuits import Circuits
-from workbench.engine.values import Value
+from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
 from workbench.errors import UnknownName, WorkbenchError, warn
 from workbench.evaluation.nulls import REJECTION_SUPPORTS, TESTS, TestedCircuit
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -32,8 +31,8 @@ def circuit_tests(
     model: Model,
     pairs: PromptPairs,
     *,
-    value: Value,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    value: GivenValue | None = None,
+    metric: GivenMetric | None = None,
     alpha: float = 0.05,
     eps: float = 0.1,
     tolerance: float = 0.0,
@@ -84,7 +83,7 @@ def circuit_tests(
     >>> known = wb.planted("induction", n=16)
     >>> circuit = wb.Circuit.of(wb.Graph.of(known.model), known.edges["zero"])
     >>> pairs = wb.planted_pairs(known)
-    >>> tests = circuit_tests(circuit, known.model, pairs, value=wb.zero(), tests=["sufficiency"])
+    >>> tests = circuit_tests(circuit, known.model, pairs, value="zero", tests=["sufficiency"])
     >>> float(tests["p"][0]), bool(tests["accepted"])
     (0.01, True)
     """
@@ -108,7 +107,8 @@ def circuit_tests(
         )
     circuit.check_fits(model)
     measure = metric_for(metric, pairs)
-    circuits = Circuits(model, circuit.graph, pairs, value=value, metric=measure, budget=budget)
+    patched = given_value(value, model, pairs, sites=writer_sites(circuit.graph), budget=budget)
+    circuits = Circuits(model, circuit.graph, pairs, value=patched, metric=measure, budget=budget)
     tested = TestedCircuit(circuit, circuits, draws, eps, tolerance, null == "paths", seed, progress)
     outcomes = {test: TESTS[test](tested) for test in tests}
 
@@ -135,8 +135,8 @@ def circuit_tests(
         data["edge_p"] = ("edge", outcomes["minimality"].edges)
         coords["edge"] = [str(edge) for edge in circuit.graph.edges(circuit.edges)]
     attrs = pairs.attrs(model) | {
-        "kind": "circuit_tests", "metric": measure.name, "value": value.describe(), "alpha": alpha,
+        "kind": "circuit_tests", "metric": measure.name, "value": patched.describe(), "alpha": alpha,
         "eps": eps, "tolerance": tolerance, "draws": draws, "null": null, "seed": seed,
-        "n_edges": circuit.n_edges, "engine": circuits.engine, **circuits.answer_attrs,
+        "n_edges": circuit.n_edges, "engine": circuits.engine, **circuits.answer_attrs, **name_attrs(value),
     }  # fmt: skip
     return xr.Dataset(data, coords=coords, attrs=clean_attrs(attrs))

@@ -7,13 +7,12 @@ in nearly all of them owes nothing to a choice. No circuit is run. Read `specifi
 Sources: Simonsohn et al. 2020, "Specification curve analysis"; 2407.08734 (choices that move faithfulness).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from torch import Tensor
 
 from workbench.arguments import checked
 from workbench.circuit.graph import Graph
@@ -24,7 +23,7 @@ from workbench.engine.counterfactuals import KINDS_READ, counterfactual_values, 
 from workbench.engine.values import Value, mean, zero
 from workbench.errors import CircuitError, PromptError
 from workbench.evaluation.curves import jaccard
-from workbench.metrics.metric import Metric
+from workbench.metrics.metric import GivenMetric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.calls import model_call
 from workbench.models.model import Model
@@ -47,7 +46,7 @@ def specification_curve(
     pairs: PromptPairs,
     *,
     n_edges: int,
-    metrics: Sequence[str | Metric | Callable[..., Tensor]] | None = None,
+    metrics: Sequence[GivenMetric] | None = None,
     methods: Sequence[str] = METHODS,
     draws: int = 5,
     steps: int = 5,

@@ -6,7 +6,7 @@ Patching, ablation, steering and attribution are values and methods of this one 
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from workbench.engine.continuations import answer_attrs, bind
 from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.sweep import SiteEdits, StaircaseSweep
 from workbench.engine.first_not_finite import located
+from workbench.engine.given_values import GivenValue, given_value, name_attrs
 from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.inputs import as_sites, check_positions
 from workbench.engine.runs import MeasuredRuns
@@ -30,15 +31,16 @@ from workbench.engine.select import CallPlan, fast_decoder
 from workbench.engine.values import Value
 from workbench.errors import EditError, MetricError, NotFinite, SiteError, UnknownName, warn
 from workbench.interventions.gradients import Completeness, atp_star, gradient, integrated
+from workbench.interventions.site_values import optimal
 from workbench.metrics.continuations import Expansion, expand
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, Metric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.names import EFFECT_METHODS
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array
-from workbench.sites import Grid, Shape, Site
+from workbench.sites import Grid, Shape, Site, grid, kind_named
 from workbench.statistics import ROUNDING, known_gap
 
 METHODS = tuple(EFFECT_METHODS)
@@ -56,8 +58,8 @@ def effects(
     pairs: PromptPairs,
     *,
     sites: Sites,
-    value: Value,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    value: GivenValue | None = None,
+    metric: GivenMetric | None = None,
     base: Literal["clean", "corrupt"] | str = "clean",
     method: Literal["exact", "gradient", "integrated", "atp-star"] | str = "exact",
     steps: int | Literal["auto"] | str = 32,
@@ -68,12 +70,15 @@ def effects(
 ) -> xr.DataArray:
     """How the metric changes when the run `base` is edited at each site in turn: m(edited) - m(base).
 
-    `base="clean"` with `value=from_store(corrupt)` is noising, `base="corrupt"` with `from_store(clean)`
-    denoising.
+    `base="clean"` with `value="corrupt"` is noising, `base="corrupt"` with `value="clean"` denoising.
 
     Args:
-        sites: a `grid(...)`, or sites; an element that is a tuple of sites is edited together.
-        value: what is written there.
+        sites: a `grid(...)`; a kind, as in "heads" (`z`), "mlps" (`mlp_out`), "resid_pre@each" or "z@END"; or sites
+            in a list, in which a kind is all of its sites and a tuple of sites is edited together.
+        value: what is written there: a value such as `wb.mean(store)`, or a name: "clean" or "corrupt" (the run that
+            is not edited; None is that too), "zero", "mean", "resample", "constant:2", "scale:0.5", "optimal". "mean"
+            and "resample" by name are over the edited run's own prompts (attrs["value_from"]); "optimal" is fitted
+            to each site alone: the constant that changes the metric least (2409.09951).
         metric: a name, a `Metric`, or a function `logits [example, pos, vocab] -> [example]`. None takes that of the
             pairs (`pairs.metric`): their task's, or "sequence_logprob_diff" for answers of several tokens.
             `sequence_logprob_diff` reads answers of several tokens, each in a run of its own. There an edit
@@ -117,7 +122,7 @@ def effects(
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
     >>> pairs = wb.load_task("ioi", model, n=4)
-    >>> wb.effects(model, pairs, sites=wb.grid("z", model), value=wb.zero()).dims
+    >>> wb.effects(model, pairs, sites="heads", value="zero").dims
     ('example', 'layer', 'head')
     """
     if method not in METHODS:
@@ -132,7 +137,7 @@ def effects(
     runs = MeasuredRuns(model, rows.pairs, base, rows.metric, budget, readout)
     if method != "exact":
         runs.metric.check_attributable(base)
-    plan = _plan(runs, rows, sites, value)
+    plan = _plan(runs, rows, sites, value, measure)
     with located(model, runs.prompts, plan.label):
         table, method_attrs = _measured(runs, rows, plan, method, steps, progress)
         _check_finite(table, plan, method)
@@ -140,12 +145,13 @@ def effects(
         table = rows.combine(table)
         if normalized:
             table = table / _gap_of_runs(rows, runs)[:, None]
-    kind = sites.kind if isinstance(sites, Grid) else "sites"
+    kind = "sites" if "site" in plan.coords else plan.elements[0][0].kind
     attrs = pairs.attrs(model) | {
-        "kind": "effects", "sites": kind, "value": value.describe(), "metric": measure.name,
+        "kind": "effects", "sites": kind, "value": plan.bound.value.describe(), "metric": measure.name,
         "unit": "share" if normalized else measure.unit, "method": method, "base": base,
         "normalized": normalized, **method_attrs,
-        **answer_attrs(rows, value, chain.from_iterable(plan.elements)),
+        **answer_attrs(rows, plan.bound.value, chain.from_iterable(plan.elements)),
+        **name_attrs(value, base=base),
     }  # fmt: skip
     # Elements are in the order of the grid's cells, so [example, element] is [example, *axes of the grid].
     shape = (len(pairs), *map(len, plan.coords.values()))
@@ -153,9 +159,11 @@ def effects(
     return effect_array(table.reshape(shape), ("example", *plan.dims), coords, name="effect", attrs=attrs)
 
 
-def explain_effects(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Value) -> CallPlan:
+def explain_effects(
+    runs: MeasuredRuns, rows: Expansion, sites: Sites, value: GivenValue | None, measure: Metric
+) -> CallPlan:
     """What `effects` will do and cost."""
-    plan = _plan(runs, rows, sites, value)
+    plan = _plan(runs, rows, sites, value, measure)
     return CallPlan.of(*_sweep(runs, plan))
 
 
@@ -264,7 +272,9 @@ def _gap_of_runs(rows: Expansion, runs: MeasuredRuns) -> Float[Tensor, "example"
     return gap.masked_fill(flat, float("nan"))
 
 
-def _plan(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Value) -> _SitePlan:
+def _plan(
+    runs: MeasuredRuns, rows: Expansion, sites: Sites, value: GivenValue | None, measure: Metric
+) -> _SitePlan:
     """The elements with their axes, and the value bound to the prompts; all that can be wrong is checked."""
     runs.check()
     planned = _elements(sites, runs.model, rows.examples.side(runs.side))
@@ -273,7 +283,16 @@ def _plan(runs: MeasuredRuns, rows: Expansion, sites: Sites, value: Value) -> _S
         rows.examples.check_equal_lengths(
             "Whole-sequence edits need equal lengths; edit named positions instead (pos=['END'])."
         )
-    bound = bind(runs.model, rows, value, side=runs.side)
+    edited = list(dict.fromkeys(chain.from_iterable(planned.elements)))
+
+    def fitted() -> Value:
+        """The optimal constant of every site."""
+        return optimal(runs.model, rows.examples, edited, metric=measure, base=runs.side)
+
+    patched = given_value(
+        value, runs.model, rows.examples, sites=edited, base=runs.side, budget=runs.budget, optimal=fitted
+    )
+    bound = bind(runs.model, rows, patched, side=runs.side)
     return _SitePlan(planned.elements, planned.dims, planned.coords, bound)
 
 
@@ -298,11 +317,14 @@ def _sweep(runs: MeasuredRuns, plan: _SitePlan) -> tuple[StaircaseSweep | Hooked
 
 def _elements(sites: Sites, model: Any, prompts: Prompts) -> _Elements:
     """The elements of a grid or a list, checked against the model and the prompts."""
+    if isinstance(sites, str):
+        cells = _kind_grid(sites, Shape.of(model))
+        sites = sites if cells is None else cells  # not `or`: a grid has a length, known only for prompts
     if isinstance(sites, Grid):
         planned = _of_grid(sites, prompts)
     else:
         listed = [sites] if isinstance(sites, Site | str) else list(sites)
-        elements = [as_sites(element) for element in listed]
+        elements = list(chain.from_iterable(_listed(element, Shape.of(model), prompts) for element in listed))
         planned = _Elements(elements, ("site",), {})
         planned.coords["site"] = [planned.label(j) for j in range(len(elements))]
     if not planned.elements or not all(planned.elements):
@@ -317,6 +339,24 @@ def _elements(sites: Sites, model: Any, prompts: Prompts) -> _Elements:
             seen.add(position)
             check_positions(site, prompts)
     return planned
+
+
+def _kind_grid(text: str, shape: Shape) -> Grid | None:
+    """The grid that a kind means, as in "z", "heads", "resid_pre@each" or "z@END"; None for a single site."""
+    kind, at, position = text.partition("@")
+    if "[" in kind or not kind_named(kind, words=True).per_layer or (at and not position):
+        return None
+    if not at or position == "each":
+        return grid(kind, shape, pos="each" if at else "all")
+    return grid(kind, shape, pos=[int(position) if position.isdigit() else position])
+
+
+def _listed(element: Any, shape: Shape, prompts: Prompts) -> list[tuple[Site, ...]]:
+    """The elements that an entry of a list stands for: all sites of a kind, a site, or a tuple of sites."""
+    cells = _kind_grid(element, shape) if isinstance(element, str) else None
+    if cells is None:
+        return [as_sites(element)]
+    return [(site,) for site in cells.at_length(int(prompts.lengths.max()))]
 
 
 def _of_grid(sites: Grid, prompts: Prompts) -> _Elements:

@@ -6,7 +6,7 @@ recomputed). This module reads names of nodes and paths into `Route`s; the engin
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any, Literal
@@ -24,16 +24,16 @@ from workbench.engine.fast.cohorts import Element
 from workbench.engine.fast.paths import PatchedPaths, Route
 from workbench.engine.fast.sweep import StaircaseSweep
 from workbench.engine.first_not_finite import located
+from workbench.engine.given_values import GivenValue, given_value, name_attrs
 from workbench.engine.hooked.paths import HookedPaths
 from workbench.engine.hooked.sweep import HookedSweep
 from workbench.engine.nodes import Reader, Writer, middle, readers, writer
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.select import CallPlan, fast_decoder
 from workbench.engine.store_values import check_same_model
-from workbench.engine.values import Value
 from workbench.errors import SiteError, StoreError, UnknownName
 from workbench.metrics.continuations import Expansion, expand
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
@@ -55,9 +55,9 @@ def path_effects(
     senders: Nodes | None = None,
     receivers: Nodes | None = None,
     paths: str | Sequence[str] | None = None,
-    value: Value,
+    value: GivenValue | None = None,
     mlps: Literal["frozen", "recomputed"] | str,
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    metric: GivenMetric | None = None,
     base: Literal["clean", "corrupt"] | str = "clean",
     store: ActivationStore | None = None,
     budget: int | None = None,
@@ -71,8 +71,8 @@ def path_effects(
     free. Exact, norms included.
 
     Args:
-        senders: writers: `input`, heads `a9.6`, MLPs `m3`, neurons `m3:113`; "heads", "mlps", or None for all
-            of these but neurons. A sequence is a sweep; an element that is a tuple of names is patched
+        senders: writers: `input`, heads `a9.6`, MLPs `m3`, neurons `m3:113`; "heads", "mlps", or "all" (or None)
+            for all of these but neurons. A sequence is a sweep; an element that is a tuple of names is patched
             together.
         receivers: readers: `a9.6<q>`, `a5.2<k>` (a kv head), `m3`, `m3:113`, `logits` (the default), each at
             every position or at one, `a9.6<q>@END`. A bare head is its three readers. A sequence is a sweep,
@@ -80,7 +80,7 @@ def path_effects(
         paths: whole paths instead, as in `input->a2.2->a5.5<k>->a9.9<q>->logits`. An arrow is a direct edge;
             `->a5.5<k>@S2` carries one position only. What a node in the middle sends on is its output with
             the changed input minus its output in the base run.
-        value: what the senders write, as in `effects`; heads write z . W_O.
+        value: what the senders write, a value or its name as in `effects` (all but "optimal"); heads write z . W_O.
         mlps: whether the MLPs in between stay "frozen" at the base run (direct edges alone) or are
             "recomputed" from what reaches them, as in the IOI paper. Both are in the literature, and give
             different numbers.
@@ -106,7 +106,7 @@ def path_effects(
     >>> model = wb.load_model("tiny")
     >>> pairs = wb.load_task("ioi", model, n=4)
     >>> direct = wb.path_effects(
-    ...     model, pairs, senders="heads", receivers="logits", value=wb.zero(), mlps="frozen"
+    ...     model, pairs, senders="heads", receivers="logits", value="zero", mlps="frozen"
     ... )
     >>> direct.dims, direct.shape
     (('example', 'writer', 'reader'), (4, 32, 1))
@@ -127,8 +127,9 @@ def path_effects(
         # Not 0, which would say that the path does nothing.
         table[_absent(route, pairs.side(base)), route.column] = float("nan")
     attrs = pairs.attrs(model) | {
-        "kind": "paths", "value": value.describe(), "metric": measure.name, "unit": measure.unit,
-        "mlps": mlps, "base": base, "engine": sweep.engine, **answer_attrs(rows, value),
+        "kind": "paths", "value": plan.bound.value.describe(), "metric": measure.name, "unit": measure.unit,
+        "mlps": mlps, "base": base, "engine": sweep.engine, **answer_attrs(rows, plan.bound.value),
+        **name_attrs(value, base=base),
     }  # fmt: skip
     # Routes are in the order of the table's cells: [example, route] is [example,
     # writer, reader] or [example, path].
@@ -144,7 +145,7 @@ def explain_paths(
     senders: Nodes | None,
     receivers: Nodes | None,
     paths: str | Sequence[str] | None,
-    value: Value,
+    value: GivenValue | None,
     mlps: str,
 ) -> CallPlan:
     """What `path_effects` will do and cost."""
@@ -181,7 +182,7 @@ def _plan(
     senders: Nodes | None,
     receivers: Nodes | None,
     paths: str | Sequence[str] | None,
-    value: Any,
+    value: GivenValue | None,
     mlps: str,
 ) -> _PathPlan:
     """The routes with their axes, and the bound value; everything that can be wrong is checked."""
@@ -201,7 +202,9 @@ def _plan(
                 f"No prompt has the position {position}: the longest has {int(prompts.lengths.max())} tokens."
             )
     rows.examples.check_equal_lengths("Paths need equal lengths within a pair.")
-    return _PathPlan(planned.routes, planned.coords, bind(runs.model, rows, value, side=runs.side))
+    sent = [sender.site for route in planned.routes for sender in route.senders]
+    patched = given_value(value, runs.model, rows.examples, sites=sent, base=runs.side, budget=runs.budget)
+    return _PathPlan(planned.routes, planned.coords, bind(runs.model, rows, patched, side=runs.side))
 
 
 def _whole_paths(shape: Shape, paths: str | Sequence[str]) -> _Routes:
@@ -232,9 +235,9 @@ def _grid(shape: Shape, senders: Nodes | None, receivers: Nodes | None) -> _Rout
 
 
 def senders_named(senders: Nodes | None, shape: Shape) -> Nodes:
-    """The writers that "heads", "mlps" or None stand for; anything else as it is."""
+    """The writers that "heads", "mlps", "all" or None stand for; anything else as it is."""
     known = list(Graph(shape).writers)
-    if senders is None:
+    if senders is None or (isinstance(senders, str) and senders == "all"):
         return known
     # An array would be compared with a word element by element.
     if not isinstance(senders, str):

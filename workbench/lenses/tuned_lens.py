@@ -31,6 +31,7 @@ from workbench.lenses.translators import Translators, divergences, trained
 from workbench.lenses.unembedding import ReadOut
 from workbench.models.calls import model_call
 from workbench.models.model import Model
+from workbench.names import KindName
 from workbench.results import effect_array, versions
 from workbench.sites import Shape
 from workbench.statistics import check_level, check_seed, summary
@@ -160,7 +161,7 @@ def fit_tuned_lens(
     store: ActivationStore,
     model: Model,
     *,
-    kind: str = "resid_post",
+    kind: KindName = "resid_post",
     layers: Sequence[int] | None = None,
     test_share: float = 0.2,
     epochs: int = 20,

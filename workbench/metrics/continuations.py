@@ -13,7 +13,7 @@ same way:
 `expand` returns an `Expansion`. What is written in a run, and where, is the engine's matter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from workbench.errors import MetricError, PromptError
-from workbench.metrics.metric import BUILT_IN, Metric
+from workbench.metrics.metric import BUILT_IN, GivenMetric, Metric
 from workbench.metrics.metric import metric as as_metric
 from workbench.models.model import Model
 from workbench.prompts.answers import padded_answers
@@ -66,7 +66,7 @@ class Expansion:
         return combined.index_add(0, self.owner.to(table.device), table * weight)
 
 
-def expand(model: Model, pairs: PromptPairs, metric: str | Metric | Callable[..., Tensor]) -> Expansion:
+def expand(model: Model, pairs: PromptPairs, metric: GivenMetric) -> Expansion:
     """The rows of pairs under a metric; the pairs themselves unless it reads answers of several tokens.
 
     Raises:

@@ -37,6 +37,7 @@ from torch import Tensor
 from workbench.arguments import called, checked
 from workbench.errors import MetricError, NotFinite, UnknownName
 from workbench.finite import is_finite
+from workbench.names import MetricName
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 
@@ -202,9 +203,13 @@ class Metric:
         return measured
 
 
+GivenMetric = MetricName | Metric | Callable[..., Tensor]
+"""What `metric=` takes: the name of one in `BUILT_IN`, a metric, or a function `logits -> [example]`."""
+
+
 @checked
 def metric(
-    given: "str | Metric | Callable[..., Tensor]",
+    given: GivenMetric,
     *,
     positions: Literal["END", "all"] | str | None = None,
     across_examples: bool = False,
@@ -248,7 +253,7 @@ def metric(
     return BUILT_IN[given]
 
 
-def metric_for(given: "str | Metric | Callable[..., Tensor] | None", pairs: PromptPairs) -> Metric:
+def metric_for(given: GivenMetric | None, pairs: PromptPairs) -> Metric:
     """The metric that is asked for; None asks for the pairs' own.
 
     >>> metric_for(None, PromptPairs.of([[5, 7]], [[4, 7]], [9], [8])).name

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from workbench.arguments import checked
-from workbench.planted_models.planted import Planted
+from workbench.planted_models.planted import Planted, Split
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 
 
 @checked
 def planted_pairs(
-    planted: Planted, *, n: int | None = None, seed: int = 0, split: str = "train"
+    planted: Planted, *, n: int | None = None, seed: int = 0, split: Split | str = "train"
 ) -> PromptPairs:
     """Clean and corrupt prompts of a planted model, with its words as labels.
 

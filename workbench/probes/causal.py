@@ -5,7 +5,7 @@ A probe that decodes shows that something can be read, not that the model reads 
 be as large as edits along the probe's.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,10 @@ from workbench.engine.values import Value, from_store, mean, project
 from workbench.errors import ProbeError, UnknownName
 from workbench.interventions.effects import effects
 from workbench.metrics.continuations import expand
-from workbench.metrics.metric import Metric, metric_for
+from workbench.metrics.metric import GivenMetric, metric_for
 from workbench.models.calls import model_call
 from workbench.models.model import Model
+from workbench.names import KindName
 from workbench.probes.fit import Probes
 from workbench.probes.tables import cell_of
 from workbench.progress import progress_bar
@@ -47,10 +48,10 @@ def causal_check(
     pairs: PromptPairs,
     *,
     concept: str,
-    kind: str,
+    kind: KindName,
     layers: Sequence[int] | None = None,
     pos: Position = "END",
-    metric: str | Metric | Callable[..., Tensor] | None = None,
+    metric: GivenMetric | None = None,
     stores: tuple[ActivationStore, ActivationStore] | None = None,
     n_random: int = 20,
     least: float = 0.01,

@@ -5,6 +5,7 @@ How every probe is fitted is said by `ProbeSettings`. Which features a probe get
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Literal
 
 import numpy as np
 import torch
@@ -42,7 +43,7 @@ class ProbeSettings:
     balanced: bool = True
     standardize: bool = True
     std_floor: float = 1e-3
-    multiclass: str = "softmax"
+    multiclass: Literal["softmax", "one-vs-rest"] | str = "softmax"
     max_iter: int = 50
     tolerance: float = 1e-12
 

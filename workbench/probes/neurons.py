@@ -17,6 +17,7 @@ from torch.linalg import vecdot
 from workbench.arguments import checked
 from workbench.errors import ProbeError, StoreError
 from workbench.models.calls import model_call
+from workbench.names import KindName
 from workbench.probes.concepts import Concept
 from workbench.probes.controls import splits
 from workbench.probes.data import Activations, balanced
@@ -42,7 +43,7 @@ def neuron_maps(
     store: ActivationStore,
     labels: Labels,
     *,
-    kind: str = "mlp_post",
+    kind: KindName = "mlp_post",
     layers: Sequence[int] | None = None,
     l2: float = 1e-2,
     test_share: float = 0.3,

@@ -9,7 +9,7 @@ from typing import Any
 from workbench.errors import SweepError
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
-from workbench.sites import KINDS, Position, Shape, Site, grid
+from workbench.sites import KINDS, WORDS, Position, Shape, Site, grid
 from workbench.sweeps.places import JOIN
 
 Entry = str | Sequence[str]
@@ -36,7 +36,7 @@ def elements_of(entry: Entry, shape: Shape, pairs: PromptPairs, base: str) -> li
             _check_position(site.pos, entry, prompts)
         return [JOIN.join(map(str, sites))]
     kind, at, position = entry.partition("@")
-    if kind not in KINDS or (at and not position):
+    if kind not in KINDS | WORDS or (at and not position):
         Site.parse(entry)  # called for its error, which says what is wrong
     return [str(site) for site in grid(kind, shape, pos=_positions(position, entry, prompts))]
 

@@ -13,13 +13,14 @@ import torch
 from workbench.engine.named_values import make_value
 from workbench.engine.runs import MeasuredRuns
 from workbench.engine.values import Value
+from workbench.interventions.site_values import optimal
 from workbench.metrics.continuations import expand
 from workbench.metrics.metric import Metric
 from workbench.models.model import Model
+from workbench.names import SIDES
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Site
 from workbench.sweeps.inputs import JobInputs, JobSetting, metric_of
-from workbench.sweeps.site_values import optimal
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class JobContext:
         return make_value(
             setting.value,
             base=setting.base,
-            stores=lambda: self.inputs.stores(setting, sites),
+            store_of=lambda side: self.inputs.stores(setting, sites)[SIDES.index(side)],
             seed=setting.seed,
             optimal=fitted,
         )

@@ -13,6 +13,7 @@ import torch
 from workbench.engine.values import Value, add, mean
 from workbench.interventions.effects import effects
 from workbench.interventions.paths import path_effects
+from workbench.interventions.site_values import BySite
 from workbench.sites import Shape, Site
 from workbench.statistics import bootstrap
 from workbench.sweeps.circuit_studies import circuits, methods, stability
@@ -20,7 +21,6 @@ from workbench.sweeps.elements import elements_of
 from workbench.sweeps.job_context import JobContext, Measurement
 from workbench.sweeps.jobs import Job
 from workbench.sweeps.places import JOIN, sites_of
-from workbench.sweeps.site_values import BySite
 
 DRAWS = 200
 """Bootstrap draws for the interval of each step of a cumulative ablation."""

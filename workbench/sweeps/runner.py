@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from workbench.arguments import checked
 from workbench.errors import SweepError
@@ -80,7 +80,7 @@ def run_sweep(
     spec: SweepSpec | Mapping[str, Any] | str | Path,
     *,
     out: str | Path,
-    backend: str = "local",
+    backend: Literal["local", "ray"] | str = "local",
     workers: int = 1,
     limit: int | None = None,
     dry_run: bool = False,

@@ -5,6 +5,7 @@ or methods of one study. A preset is a name for the fields of a common study; it
 spec is read. This module knows names only: whether a model or a site exists is found out by `jobs.plan`.
 """
 
+import inspect
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from workbench.arguments import shortened
 from workbench.documents import read_yaml
 from workbench.engine.named_values import NAMES, canonical_name
 from workbench.errors import EditError, SweepError, UnknownName
@@ -232,6 +234,10 @@ class SweepSpec(_Frozen):
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and text; `read_spec` makes an equal spec of it."""
         return self.model_dump(mode="json")
+
+
+# pydantic's own has a validator in every annotation: 1,800 characters.
+SweepSpec.__signature__ = shortened(inspect.signature(SweepSpec))
 
 
 class FileFields(dict[str, Any]):

@@ -29,6 +29,7 @@ from workbench.files import check_output, replaced
 from workbench.metrics.metric import Metric
 from workbench.models.calls import model_call
 from workbench.models.model import Model
+from workbench.names import MetricName, SearchMethod
 from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.render.page import Lead
@@ -65,9 +66,9 @@ def discover(
     n: int | None = None,
     seed: int = 0,
     variant: str | None = None,
-    metric: str | Metric | None = None,
-    value: str = "corrupt",
-    method: str = "eap-ig-inputs",
+    metric: MetricName | Metric | None = None,
+    value: Literal["corrupt", "zero", "mean"] | str = "corrupt",
+    method: SearchMethod = "eap-ig-inputs",
     n_edges: int | None = None,
     criteria: Criteria | None = None,
     refine: Refine = "prune",
@@ -153,8 +154,8 @@ def discover_cost(
     *,
     n: int | None = None,
     variant: str | None = None,
-    metric: str | Metric | None = None,
-    value: str = "corrupt",
+    metric: MetricName | Metric | None = None,
+    value: Literal["corrupt", "zero", "mean"] | str = "corrupt",
     criteria: Criteria | None = None,
     refine: Refine = "prune",
     quick: bool = False,

@@ -79,7 +79,7 @@ class Question:
         Args:
             pos: "all", "each", or positions separated by commas.
         """
-        kind_named(kind)  # an unknown kind is refused before prompts are made
+        kind_named(kind, words=True)  # an unknown kind is refused before prompts are made
         positions = pos
         if pos not in ("all", "each"):
             positions = list(map(_position, pos.split(",")))

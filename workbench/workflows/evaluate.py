@@ -13,11 +13,12 @@ import xarray as xr
 
 from workbench.circuit.circuit import Circuit
 from workbench.engine.counterfactuals import pairs_for
+from workbench.engine.given_values import writer_sites
 from workbench.engine.named_values import canonical_name
 from workbench.engine.values import Value
 from workbench.evaluation.evaluate import evaluate
 from workbench.evaluation.hypothesis_tests import circuit_tests
-from workbench.experiment import PairsInModel, writer_sites
+from workbench.experiment import PairsInModel
 from workbench.models.model import Model
 from workbench.statistics import interval_text
 from workbench.tasks.registry import pairs_of
