@@ -19,7 +19,6 @@ import workbench as wb
 from workbench.render import panels
 from workbench.render.circuit.view import CircuitView
 from workbench.render.notebook import html_of
-from workbench.render.panel import Panel
 from workbench.render.report import Html, Section, report
 
 ROOT = Path(__file__).parents[1]
@@ -260,15 +259,14 @@ def interactive_panels(ioi: Setting) -> list[Section]:
         np.stack([clean["mlp_post", layer].prompt(i)[:, :4].numpy() for layer in (1, 2)], axis=1)
         for i in range(PROMPTS)
     ]
-    pattern = clean["pattern", 3].prompt(0)[:2].numpy()
     top = wb.top_tokens(clean, model, k=5)
     norms = wb.norms(clean).isel(example=0, pos=slice(len(strings)))
     ids = [int(token) for token in pairs.clean.tokens[0][: len(strings)]]
     logprobs = wb.run(model, [ids]).logits[0].log_softmax(-1)
     return [
         ("Attention heads", panels.attention(clean, layer=3)),
-        ("Attention, side by side", Panel("AttentionPatterns", {"attention": pattern, "tokens": strings})),
-        ("One pattern", Panel("AttentionPattern", {"attention": pattern[0], "tokens": strings})),
+        ("Attention, side by side", panels.attention(clean, heads=["a3.0", "a3.7"])),
+        ("One pattern", panels.attention(clean, heads=["a3.7"], prompt=1)),
         ("Tokens", panels.tokens(strings, norms.isel(layer=-1).values, title="Norm of the residual stream")),
         (
             "Tokens, several rows",

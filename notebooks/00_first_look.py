@@ -9,27 +9,42 @@
 # A language model reads tokens and gives, at every position, a score to each token that could come next.
 # Mechanistic interpretability asks which of its parts compute that score, and how. This course asks it of
 # `tiny`, a transformer of four layers with eight attention heads each, which runs on a laptop in
-# milliseconds.
+# milliseconds. Here is one of its 32 heads, reading a sentence:
+
+# %%
+import workbench as wb
+from workbench.render import panels
+
+model = wb.load_model("tiny")
+prompt = "When Anna and Tom went to the park , Tom gave a ball to"
+panels.attention(wb.capture(model, [prompt], sites=["pattern"], progress=False), heads=["a3.7"])
 
 # %% [markdown]
+# The row of the last word, "to", is where the model decides what comes next. There the head looks at "Tom".
+# Does the model then say "Tom"?
+#
 # ## Predict first
 #
-# `tiny` was trained on short sentences. It reads "When Anna and Tom went to the park , Tom gave a ball to".
-# Which word does it put next, and with what probability? Would it do the same with the two names the other
-# way round? Write it down before you run anything.
+# `tiny` was trained on short sentences like this one. Which word does it put next, and with what probability?
+# What is the head's look at "Tom" for? Would it do the same with the two names the other way round? Write it
+# down before you go on.
 
 # %%
 my_prediction = ""
+
+# %% [markdown]
+# ## The parts
+#
+# ![A transformer as a line from left to right, the residual stream. Tokens are embedded into it; in each layer eight heads read it and add to it, then an MLP does; at the end the sum is normed and unembedded into logits.](attachment:transformer.svg)
+#
+# Every lesson uses these names. Come back to the picture when one of them means nothing to you.
 
 # %%
 import numpy as np
 import torch
 
-import workbench as wb
 from workbench.course import check
-from workbench.render import panels
 
-model = wb.load_model("tiny")
 print(model.cfg.n_layers, "layers,", model.cfg.n_heads, "heads in each,", model.cfg.d_vocab, "words")
 
 # %% [markdown]
@@ -40,7 +55,6 @@ print(model.cfg.n_layers, "layers,", model.cfg.n_heads, "heads in each,", model.
 # first: it stood before every training text.
 
 # %%
-prompt = "When Anna and Tom went to the park , Tom gave a ball to"
 tokens = model.to_tokens(prompt)
 print(tokens.shape, "[example, pos]")
 print(list(zip(model.to_str_tokens(tokens), tokens[0].tolist(), strict=True)))
@@ -62,6 +76,19 @@ assert torch.allclose(logits[:, :9], shorter, atol=1e-4)  # later words change n
 # %% [markdown]
 # **Exercise 0.1** (easy). Write a function from a text to the word with the highest logit after it.
 # `model.to_string` makes a word of a token's number.
+#
+# <details><summary>Hint</summary>
+#
+# The logits are [example, pos, vocab]. Which position says what comes after the text?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# Take `model(model.to_tokens(text))[0, -1]`, the logits after the last token, and give the place of the
+# largest (`.argmax()`) to `model.to_string`.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -90,6 +117,20 @@ assert torch.allclose(probabilities, shifted, atol=1e-5)
 # %% [markdown]
 # **Exercise 0.2** (easy). What probability does `tiny` give to "Anna" after `prompt`?
 # `model.to_single_token("Anna")` is her number.
+#
+# <details><summary>Hint</summary>
+#
+# Probabilities come from the softmax over the vocabulary, which is done above. Which position, and which
+# word?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# Index `probabilities` three times: example 0, the last position, and the number that
+# `model.to_single_token` gives for "Anna".
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -134,6 +175,19 @@ print({name: int(at[0]) for name, at in pairs.clean.positions.items()}, pairs.cl
 # **Exercise 0.3** (medium). Compute the *logit difference* of each prompt: the right name's logit minus the
 # wrong one's, at the prompt's own last token. `pairs.answers[:, 0, 0]` and `pairs.wrong[:, 0, 0]` are the two
 # names [example].
+#
+# <details><summary>Hint</summary>
+#
+# Prompts differ in length, so the last token is at another index in each. What stands after it is padding.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# With `rows = torch.arange(64)` and `end = pairs.clean.lengths - 1`, `model(pairs.clean.tokens)[rows, end,
+# tokens]` picks one logit of each prompt. Do it for the right and for the wrong names, and subtract.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -176,6 +230,21 @@ wb.plot(looks.sel(key_pos="IO"), title="From END to IO")
 # %% [markdown]
 # **Exercise 0.4** (medium). Which head gives most of its attention, from END and on average over the 64
 # prompts, to S2, the second place of the repeated name?
+#
+# <details><summary>Hint</summary>
+#
+# `wb.attention_to` was used for IO and S1 just above. Average over the prompts, then look for the largest
+# cell.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.attention_to(clean, ["S2"]).mean("example")` is [layer, head, key_pos].
+# `np.unravel_index(table.argmax(), table.shape)` turns the place of its largest cell into a layer and a
+# head.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -250,3 +319,6 @@ assert share["without"] < 0.5
 # **Further reading.** Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021); Wang et al.,
 # *Interpretability in the Wild: a Circuit for Indirect Object Identification in GPT-2 small*, arXiv
 # 2211.00593; Jain and Wallace, *Attention is not Explanation*, arXiv 1902.10186.
+#
+# **You may not conclude** that a head which looks at the right name is the reason why the model says
+# it.

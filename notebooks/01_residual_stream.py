@@ -38,6 +38,18 @@ print(" ".join(pairs.clean.strings[0]), "->", model.to_string(pairs.answers[0, 0
 # each prompt. The model ends with `model.ln_final` and `model.unembed`; both want [example, pos, d_model].
 #
 # **Exercise 1.1** (easy). Write the lens as a function from streams to logits.
+#
+# <details><summary>Hint</summary>
+#
+# The two modules at the model's end, one after the other. Mind the axis that they want and you do not have.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `stream[:, None]` makes [example, 1, d_model]. Norm it, unembed it, and take position 0 of what comes out.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -80,6 +92,19 @@ print("after the last layer:", np.mean(ranks.values[np.arange(64), 3, end] == 0)
 # %% [markdown]
 # **Exercise 1.2** (easy). After which layer is the right name for the first time the first choice for more
 # than half of the prompts?
+#
+# <details><summary>Hint</summary>
+#
+# For each layer, the share of prompts whose rank at their own END is 0.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `ranks.values[np.arange(64), layer, end] == 0` is [example]; its mean is the share. Go through the layers
+# until it is above one half.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -92,6 +117,18 @@ check("1.2", layer)
 # %% [markdown]
 # **Exercise 1.3** (medium). How much does each of the layers 1, 2 and 3 add to the mean logit difference at
 # END?
+#
+# <details><summary>Hint</summary>
+#
+# What a layer adds is the difference between two readings of the lens.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# Take the mean of `lens` over the prompts at END, one number a layer; `np.diff` gives the three steps.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -129,3 +166,5 @@ assert (kl["tuned lens"][:3] < kl["logit lens"][:3]).all()
 # **Further reading.** nostalgebraist, *interpreting GPT: the logit lens* (2020); Belrose et al., *Eliciting
 # Latent Predictions from Transformers with the Tuned Lens*, arXiv 2303.08112; Elhage et al., *A Mathematical
 # Framework for Transformer Circuits* (2021).
+#
+# **You may not conclude** that the model reads a name in a layer because the lens can read it there.

@@ -45,6 +45,20 @@ final = clean["resid_post", 3].at("END")  # [example, d_model]
 # d_model] the whole last stream, `answers` and `wrong` [example] are token numbers. Return what the part adds
 # to the logit difference, [example]. `model.W_U` is [d_model, vocab]; `model.cfg.eps` is added to the
 # variance. Leave out the norm's bias: it belongs to no part.
+#
+# <details><summary>Hint</summary>
+#
+# Five steps of the norm, of which one uses `final` and all others use `part`. Which one is the scale?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# The scale is the root of `final.var(-1, unbiased=False, keepdim=True) + model.cfg.eps`. Centre `part`,
+# divide by it, multiply by `model.ln_final.w`, and project on `model.W_U[:, answers] - model.W_U[:, wrong]`,
+# which is [d_model, example].
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -96,6 +110,19 @@ assert strong.values[0] > 0.5 * mean.sum()
 # %% [markdown]
 # **Exercise 2.2** (easy). How much do the heads and the MLP of each layer write together? `by="component"`
 # has the attention of a layer, `a0`, as one part, beside its MLP, `m0`.
+#
+# <details><summary>Hint</summary>
+#
+# The function of the cell above does it with another `by`. Two parts belong to each layer.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# Average over the prompts; `table.sel(component=[f"a{layer}", f"m{layer}"]).sum()` is one of the four
+# numbers.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -134,6 +161,20 @@ print(m3.dims, m3.shape)
 # %% [markdown]
 # **Exercise 2.3** (medium). Sort m3's neurons by their mean over the prompts, the largest first. How many
 # does it take until they write at least as much as all 512 together?
+#
+# <details><summary>Hint</summary>
+#
+# A running sum of the sorted means crosses their total before it is through: some neurons write against the
+# answer.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `np.cumsum(ordered) >= ordered.sum()` is true from some place on; `np.argmax` finds the first, and one
+# neuron stands at place 0.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -172,6 +213,18 @@ wb.plot(both.drop_attrs(), title="What heads write, with a minus, and what swapp
 # %% [markdown]
 # **Exercise 2.4** (hard). Which heads write less than 0.3 in size, for or against, and yet lower the logit
 # difference by more than 0.5 when they are swapped?
+#
+# <details><summary>Hint</summary>
+#
+# Two conditions on two tables [layer, head] that you have: `direct` and `swapped`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `np.nonzero((np.abs(direct) < 0.3) & (swapped.values < -0.5))` gives the layers and the heads.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -251,3 +304,6 @@ assert m1 > 4 * abs(float(mean.sel(component="m1")))
 # **Further reading.** Elhage et al., *A Mathematical Framework for Transformer Circuits* (2021); Wang et al.,
 # *Interpretability in the Wild*, arXiv 2211.00593, section 3; McGrath et al., *The Hydra Effect*, arXiv
 # 2307.15771, on direct against total effects.
+#
+# **You may not conclude** that a part which writes nothing to the logit difference has no part in the
+# answer.

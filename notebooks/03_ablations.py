@@ -39,6 +39,18 @@ rows, end = torch.arange(64), pairs.clean.lengths - 1
 #
 # **Exercise 3.1** (easy). Write the edit that all ablations share: `z` with one head replaced by a value. The
 # value is a number, a vector [d_head], or a tensor [example, pos, d_head].
+#
+# <details><summary>Hint</summary>
+#
+# Two things go wrong easily: the axis of the head, and changing a tensor that somebody else still reads.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# Begin with `z = z.clone()`, assign `value` to `z[:, :, head]`, and return it.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -112,6 +124,19 @@ assert abs(table.sel(ablation="resample", layer=1, head=7)) < 0.3
 #
 # **Exercise 3.2** (medium). Which heads lower the logit difference by more than 1.25 when they are zeroed,
 # and change it by less than 0.3, up or down, when they are resampled (with `resample`'s own seed)?
+#
+# <details><summary>Hint</summary>
+#
+# `table` has an axis `ablation`. Compare two of its entries cell by cell.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `(table.sel(ablation="zero") < -1.25) & (abs(table.sel(ablation="resample")) < 0.3)`; `np.argwhere` of its
+# values lists layer and head.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -170,6 +195,20 @@ for name, value in {"zero": wb.zero(), "mean": wb.mean(theirs), "resample": wb.r
 # **Exercise 3.3** (medium). How much of each head's z is constant on these prompts? Compute, over all tokens
 # but `<bos>` of all prompts, the squared length of the mean z divided by the mean squared length of z: an
 # array [layer, head]. `theirs["z", layer].prompt(i)` is one prompt's z [pos, head, d_head].
+#
+# <details><summary>Hint</summary>
+#
+# Put the tokens of all prompts below each other first, without position 0; then there is one mean for each
+# head.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# With `tokens` [token, head, d_head]: `tokens.mean(0).pow(2).sum(-1)` is the squared length of the mean,
+# `tokens.pow(2).sum(-1).mean(0)` the mean squared length.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -223,6 +262,19 @@ for name, value in {"zero": wb.zero(), "corrupt": wb.from_store(corrupt_runs)}.i
 # **Exercise 3.4** (hard). Zero a3.0, a3.3, a3.4, a3.5 and a3.6 of `tiny` on 64 prompts of the task
 # `induction`: one at a time, and all together (a tuple of sites is edited at once). How much does the effect
 # of all exceed the sum of the five? Give together minus sum.
+#
+# <details><summary>Hint</summary>
+#
+# Six effects in one call: five sites, and a tuple of the five.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `sites=[*five, tuple(five)]` with `value=wb.zero()`. Average over the prompts; the last number minus the
+# sum of the others.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -264,3 +316,6 @@ assert abs(again - ablations["resample"]).max() > 0.5
 # **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593, on mean ablation and
 # backup heads; McGrath et al., *The Hydra Effect*, arXiv 2307.15771, on self-repair; Chan et al., *Causal
 # Scrubbing* (2022), on resampling; Li and Janson, *Optimal Ablation for Interpretability*, arXiv 2409.09951.
+#
+# **You may not conclude** that a head does nothing for a behaviour because one kind of ablation of it
+# changes nothing.

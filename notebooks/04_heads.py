@@ -72,6 +72,18 @@ wb.plot(scores["induction"].transpose("example", "score", "layer", "head"), titl
 
 # %% [markdown]
 # **Exercise 4.1** (easy). Which head of `induction` is its previous-token head?
+#
+# <details><summary>Hint</summary>
+#
+# The scores are there, by name: `previous`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `scores["induction"].sel(score="previous").mean("example")` is [layer, head]; name its largest cell.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -85,6 +97,19 @@ check("4.1", head)
 # %% [markdown]
 # **Exercise 4.2** (medium). Write the induction score of one pattern [query, key] on one prompt of tokens
 # [pos], BOS first. A word may come three times; no word comes twice in a row.
+#
+# <details><summary>Hint</summary>
+#
+# For a query, which keys come right after an earlier copy of its token? A query may have none, one or two.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `[at + 1 for at in range(1, query) if tokens[at] == tokens[query]]`. Where there are any, sum the attention
+# to them; then average over those queries only.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -132,6 +157,18 @@ wb.plot(scores["tiny"].transpose("example", "score", "layer", "head"), title="ti
 
 # %% [markdown]
 # **Exercise 4.3** (easy). Which heads of `tiny` have an induction score above one half?
+#
+# <details><summary>Hint</summary>
+#
+# As in 4.1, with another model, another score and a threshold.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `np.argwhere(scores["tiny"].sel(score="induction").mean("example").values > 0.5)`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -203,6 +240,19 @@ assert back > 0.9
 # %% [markdown]
 # **Exercise 4.4** (medium). The test is to vary the distance. What is the accuracy (the answer is the first
 # choice) of the two models, `induction` first, on the prompts of `pairs` of distance 10, 11, 12, 13 and 14?
+#
+# <details><summary>Hint</summary>
+#
+# First who is right, prompt by prompt; then means over the prompts of one distance.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `first_choices(model, pairs.clean.tokens, pairs.clean.lengths) == pairs.answers[:, 0, 0]` is [example];
+# index it by `distance == at`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -237,6 +287,20 @@ for name in at_own:
 # **Exercise 4.5** (hard). Another test keeps the distance. Write a function that changes *one* word of a
 # prompt of distance 12 (a list of token ids, BOS first) so that `induction` no longer gives the word that it
 # gave, and `shortcut` still does.
+#
+# <details><summary>Hint</summary>
+#
+# `induction` looks for an earlier copy of the last word; `shortcut` counts places. Take away what one of
+# them needs.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# At distance 12 the earlier copy is at index -13. Put a word there that does not stand anywhere in the
+# prompt.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -282,3 +346,5 @@ assert abs(swap) < 0.5
 # **Further reading.** Olsson et al., *In-context Learning and Induction Heads*, arXiv 2209.11895; Elhage et
 # al., *A Mathematical Framework for Transformer Circuits* (2021); Wang et al., *Interpretability in the
 # Wild*, arXiv 2211.00593 (duplicate-token heads, copying scores).
+#
+# **You may not conclude** that a head does what its name says because it attends as its name says.

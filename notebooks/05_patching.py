@@ -60,6 +60,19 @@ print(f"mean logit difference: clean {m_clean.mean():.2f}, corrupt {m_corrupt.me
 # **Exercise 5.1** (easy). Write denoising as a function: it takes a site such as `"z[3.7]"` (what head 7 of
 # layer 3 reads from the tokens it attends to) and returns the logit differences [example] of the corrupt run
 # with the clean activation there.
+#
+# <details><summary>Hint</summary>
+#
+# Which run is edited, and whose activation is written into it? Noising would be the other way round.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.run(model, pairs.corrupt, edits={site: wb.from_store(clean)}, other=pairs.clean).logits`, and
+# `logit_difference` of it.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -84,6 +97,18 @@ check("5.1", denoised)
 # **Exercise 5.2** (easy). Write it as a function of three arrays [example]: logit differences of the patched,
 # the clean and the corrupt run. It returns one number for all prompts, and one prompt whose two runs hardly
 # differ must not decide it.
+#
+# <details><summary>Hint</summary>
+#
+# A mean of ratios is decided by the prompt with the smallest denominator. What does not have this fault?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# The mean of patched minus corrupt, divided by the mean of clean minus corrupt.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -161,6 +186,19 @@ wb.plot(restored.assign_attrs(unit="share"), title="Share restored by a clean he
 # **Exercise 5.3** (medium). A head's `z` at END and at S2 are two different activations. At which *one*
 # position does the patch of which head restore most? Answer with a site that names a position, written like
 # `"z[0.3]@S1"`. `wb.grid("z", model, pos=positions)` has them all.
+#
+# <details><summary>Hint</summary>
+#
+# The same call as for the streams, with `z` in place of `resid_pre`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# Average over the prompts, and find the largest cell of [layer, head, pos]: `table.where(table ==
+# table.max(), drop=True)` keeps its coordinates.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -200,6 +238,21 @@ for kind in ("and", "or"):
 # **Exercise 5.4** (medium). Call a head *sufficient* if denoising it alone restores at least 90 % of the
 # difference, and *necessary* if noising it alone takes at least 90 %. Name both kinds in both models
 # (`normalized=True` makes effects shares; a list may be empty). Heads are written `"a1.0"`.
+#
+# <details><summary>Hint</summary>
+#
+# Sufficient: base corrupt, clean values. Necessary: base clean, corrupt values. Each for both gates, with
+# `normalized=True`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `sides = wb.capture_pairs(planted, prompts, progress=False)`; then `wb.effects(planted, prompts,
+# sites=wb.grid("z", planted), value=wb.from_store(sides[0]), base="corrupt", normalized=True)` for the first
+# kind. Keep heads with a mean of at least 0.9.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -234,6 +287,19 @@ check("5.4", gates)
 # **Exercise 5.5** (hard). In `gate("or")` some heads take the whole behaviour only when they are noised
 # *together*. Find the smallest such set. A tuple of sites, `sites=[("z[0.0]", "z[1.0]"), ...]`, is edited at
 # once.
+#
+# <details><summary>Hint</summary>
+#
+# No single head is necessary, so try sets of two.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `itertools.combinations` of the sites of `wb.grid("z", planted)`, two at a time, as `sites=`; the largest
+# mean share is the set.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -337,3 +403,5 @@ assert shares[:-1].sum() > shares[-1] + 0.1
 # Meng et al., *Locating and Editing Factual Associations in GPT*, arXiv 2202.05262; Zhang & Nanda, *Towards
 # Best Practices of Activation Patching*, arXiv 2309.16042; Heimersheim & Nanda, *How to use and interpret
 # activation patching*, arXiv 2404.15255.
+#
+# **You may not conclude** that a place which restores the answer is where the model computes it.

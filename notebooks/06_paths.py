@@ -58,6 +58,18 @@ print(f"corrupting a3.7 alone changes it by {float(total[3, 7]):.2f}")
 #
 # **Exercise 6.1** (easy). Head a3.7 is in the last layer; only the MLP of its own block comes after it. What
 # share of its total effect has the direct edge? Means over the prompts, then one ratio.
+#
+# <details><summary>Hint</summary>
+#
+# Both numbers are changes of the same logit difference; one of them is in `total`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `change(["a3.7->logits"])["a3.7->logits"] / float(total[3, 7])`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -72,6 +84,20 @@ check("6.1", share)
 # [example] of the clean run's logit difference when the head's `z` is corrupt and all *later* heads and MLPs,
 # with that of the head's own block, keep their clean outputs. `wb.run(model, pairs.clean, edits={...},
 # other=pairs.corrupt)` takes a dictionary from sites to values; `hold` writes the clean output.
+#
+# <details><summary>Hint</summary>
+#
+# Which nodes come after the head? The MLP of its own block, and in every later block the attention and the
+# MLP.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `edits` has `f"z[{layer}.{head}]": corrupt_value`, `f"mlp_out[{layer}]": hold`, and for each later layer
+# `attn_out` and `mlp_out` with `hold`. Subtract the logit differences of the run without edits.
+#
+# </details>
+#
+# </details>
 
 # %%
 hold = wb.from_store(clean, allow_self=True)
@@ -153,6 +179,19 @@ assert float(abs(mean.sel(reader=readers[:2])).max()) < 0.1 * abs(whole)
 # **Exercise 6.3** (medium). A reader can be named at one position: `"m0->a3.7<k>@S1->logits"` patches only
 # the key at S1. Through which input at which of the positions IO, S1, S2 and END does what m0 writes change
 # most? Answer as in `"a2.0<k>@S1"`.
+#
+# <details><summary>Hint</summary>
+#
+# Three inputs at four positions are twelve paths; `change` takes them in one list.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `f"m0->{reader}@{position}->logits"` for each, with `mlps="recomputed"`. The most negative one is the
+# answer.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -205,6 +244,20 @@ assert np.isclose(np.sort(one_by_one.values[0])[:3], one_by_one.values.min(), at
 # %% [markdown]
 # **Exercise 6.4** (medium). Which head feeds the target's queries, which its keys, which its values? Read it
 # off path effects, not off `planted.heads`. Answer with a dictionary from "q", "k" and "v" to heads.
+#
+# <details><summary>Hint</summary>
+#
+# A table of senders by receivers, with all heads of layer 0 as senders and the target's three inputs as
+# receivers.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.path_effects(planted.model, prompts, senders=[...], receivers=[f"{target}<{port}>" for port in "qkv"],
+# value=wb.from_store(changed), mlps="frozen")`; in each column the sender with the most negative mean.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -232,6 +285,19 @@ check("6.4", feeds)
 # **Exercise 6.5** (hard). Find one path in `tiny` from `input` to `logits` with three nodes in between, MLPs
 # frozen, that alone carries at least 30 % of the whole difference. You know its first two nodes. Write it as
 # in `"input->a0.0->a2.0<k>->m3->logits"`.
+#
+# <details><summary>Hint</summary>
+#
+# The first two nodes are where the difference enters, and the head it reaches through its values. What comes
+# after a3.7 in its own block?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `input->m0->a3.7<v>->` and one more node before `logits`: the only one that can read a3.7.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -288,3 +354,6 @@ assert np.isclose(parts.values[0], parts.values[2]).all()
 # **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593; Goldowsky-Dill et al.,
 # *Localizing Model Behavior with Path Patching*, arXiv 2304.05969; Elhage et al., *A Mathematical Framework
 # for Transformer Circuits* (2021), on Q-, K- and V-composition.
+#
+# **You may not conclude** that an input of a head is not used because no difference between two prompts
+# passes through it.

@@ -52,6 +52,18 @@ print(truth.heads, sorted(truth.edges["corrupt"]), sep="\n")
 #
 # **Exercise 7.1** (easy). The AUROC of a ranking is the chance that a true edge scores higher than a false
 # one; a tie counts half. Write it as a function of two arrays [edge]: scores, and whether an edge is true.
+#
+# <details><summary>Hint</summary>
+#
+# Compare every true edge with every false one.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `scores[true][:, None] - scores[~true]` is [true, false]. The mean of (above 0) plus half of (equal to 0).
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -80,6 +92,20 @@ check("7.1", auroc)
 # the head writes at the last token, 7 (`store["z", layer].at(7)` [example, head, d_head], times
 # `model.W_O[layer]` [head, d_head, d_model]), clean minus corrupt, times that direction, as a mean over the
 # prompts.
+#
+# <details><summary>Hint</summary>
+#
+# Two factors: what the head writes differently, and the direction that the logit difference reads.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# The direction is `model.W_U.T[answers] - model.W_U.T[wrong]` [example, d_model]. `np.einsum("ehd,hdm->ehm",
+# moved, W_O)` makes the writing; its product with the direction, summed over m and averaged over the
+# prompts.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -110,6 +136,19 @@ assert edge_auroc(scores["eap-ig-inputs"], truth.edges["corrupt"]) == 1
 # %% [markdown]
 # **Exercise 7.3** (easy). Which true edges (`truth.edges["corrupt"]`) have an EAP score of 0 (less than a
 # millionth)? Look at what they have in common.
+#
+# <details><summary>Hint</summary>
+#
+# Go through the true edges and look up each in `scores["eap"]`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `table.sel(writer=..., reader=...)` with the two halves of `edge.split("->")`; keep those below 1e-6 in
+# size.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -140,6 +179,19 @@ circuit
 #
 # **Exercise 7.4** (medium). Name the edges that are used, and that even exact patching with corrupt values
 # cannot see. Find them by scores: `value=wb.zero()` against `value=corrupt_value`.
+#
+# <details><summary>Hint</summary>
+#
+# An edge that carries what both prompts share has an exact score with zeros and none with corrupt values.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# Score with `method="exact"` and `value=wb.zero()`. Keep edges with more than 0.01 in size there, and less
+# than 0.01 in `scores["exact"]`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -187,6 +239,18 @@ assert (table.loc["eap-ig-inputs"] == 1).all()
 # **Exercise 7.5** (hard). Find the circuit of `wb.planted("backup", seed=5, n=24)` for corrupt values, six
 # edges, without looking at `.edges`. A method of `score_edges` that was not used so far also scores edges
 # where one of the strongest is taken out. Answer with a circuit.
+#
+# <details><summary>Hint</summary>
+#
+# Among those that `workbench ls methods` lists is one that scores edges in a model from which a strong edge was already taken.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `method="conditional"`, then `find_circuit(..., n_edges=6)`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -235,3 +299,5 @@ assert by["signed"] < by["magnitude"] == 1
 # *Attribution Patching Outperforms Automated Circuit Discovery*, arXiv 2310.10348; Hanna et al., *Have Faith
 # in Faithfulness*, arXiv 2403.17806; Bhaskar et al., *Finding Transformer Circuits with Edge Pruning*, arXiv
 # 2406.16778; Mueller et al., *MIB*, arXiv 2504.13151.
+#
+# **You may not conclude** that an edge is not part of the mechanism because a method ranks it low.

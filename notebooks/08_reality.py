@@ -56,6 +56,19 @@ print(f"share of these prompts that it was found on: {float(seen.in_sample):.0%}
 # %% [markdown]
 # **Exercise 8.1** (easy). Faithfulness and interval on `heldout`, as a dict with `faithfulness`, `low` and
 # `high`.
+#
+# <details><summary>Hint</summary>
+#
+# The call above, with two arguments exchanged for those of the held-out prompts.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.evaluate(circuit, model, heldout, value=wb.from_store(held_corrupt), checks=())`; the three numbers
+# have the names of the keys.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -96,6 +109,18 @@ assert float(held.incompleteness_low) > 0.2
 # complete: with some heads gone, the model does something that the circuit does not.
 #
 # **Exercise 8.2** (medium). Which of its heads and MLPs does the circuit not need, judged on `heldout`?
+#
+# <details><summary>Hint</summary>
+#
+# Minimality was measured with everything else in `held`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `held.unneeded` is one text with commas; split it.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -135,6 +160,19 @@ assert largest < 0.01
 #
 # **Exercise 8.3** (medium). `complement` and `incompleteness` of the three edges, with zeros as the other
 # value.
+#
+# <details><summary>Hint</summary>
+#
+# The evaluation above again, with the checks that were left out.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# Without `checks=()`, `evaluate` makes all of them. `complement` and `incompleteness` are among its
+# variables.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -178,6 +216,20 @@ claimed
 # `claimed` on `wired_pairs`; the name of a `head` outside the circuit that should not matter if the claim
 # were true, and does; and its `effect`, the mean change of the logit difference when the other run's output
 # is written at it. A verdict is not asked for.
+#
+# <details><summary>Hint</summary>
+#
+# Two measurements: the claimed circuit with `checks="complement"`, and the effect of every head. Which heads
+# does the claim not mention?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.effects(wired.model, wired_pairs, sites=wb.grid("z", wired.model), value=value)`, averaged over the
+# prompts; of the heads that are no writer in `claimed.edge_list`, the one with the largest effect in size.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -248,3 +300,6 @@ print(f"faithfulness with zeros: {float(zeros.faithfulness[0]):.2f}")
 # completeness, minimality, backup heads); Shi et al., *Hypothesis Testing the Circuit Hypothesis in LLMs*,
 # arXiv 2410.13032; McGrath et al., *The Hydra Effect*, arXiv 2307.15771; Miller et al., *Transformer Circuit
 # Faithfulness Metrics Are Not Robust*, arXiv 2407.08734.
+#
+# **You may not conclude** that a model works by a circuit because the circuit does, on average, what
+# the model does.

@@ -1,11 +1,15 @@
 """Notebooks from their sources: `NN_name.py` here becomes `NN_name.ipynb` for students and `solutions/NN_name.ipynb`.
 
-    python notebooks/make.py
+    python notebooks/make.py [--run]
 
 A source is in percent format. What stands between `# SOLUTION` and `# STUDENT` is for the solutions only; the lines from there to
-`# END`, written as comments, are what a student finds instead.
+`# END`, written as comments, are what a student finds instead. A picture `attachment:NAME` of a text cell is the
+file of that name here, and goes into the notebook. Solutions keep the outputs that they have; `--run` makes them
+anew (minutes).
 """
 
+import base64
+import os
 import re
 import sys
 from pathlib import Path
@@ -19,6 +23,10 @@ _REGION = re.compile(
     r"^# SOLUTION\n(?P<solution>.*?)^# STUDENT\n(?P<student>.*?)^# END\n", re.MULTILINE | re.DOTALL
 )
 _COMMENT = re.compile(r"^# ?", re.MULTILINE)
+_ATTACHED = re.compile(r"\(attachment:([\w.]+)\)")
+_SCRIPT = re.compile(r"<script\b.*?</script>", re.DOTALL)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_LONGEST = 300  # of a picture's text, which is shown only where the picture cannot be
 _KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 
@@ -43,14 +51,77 @@ def notebook(source: str, *, solution: bool) -> Any:
     document = jupytext.reads(text_of(source, solution=solution), fmt="py:percent")
     for i, cell in enumerate(document.cells):
         cell["id"], cell["metadata"] = f"cell-{i:02d}", {}
+        names = _ATTACHED.findall(cell.source) if cell.cell_type == "markdown" else []
+        if names:
+            cell["attachments"] = {
+                name: {"image/svg+xml": base64.b64encode((HERE / name).read_bytes()).decode()}
+                for name in names
+            }
     document.metadata = nbformat.from_dict(_KERNEL)
     document.nbformat, document.nbformat_minor = 4, 5
     return document
 
 
-def written(source: str, *, solution: bool) -> str:
+def run(document: Any) -> Any:
+    """The notebook with the outputs of its cells, cleaned; an error stops it."""
+    from nbclient import NotebookClient
+
+    # The kernel draws its figures for the notebook, whatever this process draws them for.
+    environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
+    client = NotebookClient(
+        document, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(HERE)}}
+    )  # fmt: skip
+    client.execute(env=environment)
+    clean(document.cells)
+    document.metadata = nbformat.from_dict(_KERNEL)
+    return document
+
+
+def clean(cells: Any) -> None:
+    """Leave in outputs what is the same on every machine and can be shown without running anything.
+
+    Warnings name files of the machine; a notebook from elsewhere is not trusted, so its scripts never run, and
+    pictures show their still form.
+    """
+    for cell in cells:
+        if cell.cell_type != "code":
+            continue
+        kept: list[Any] = []
+        for output in cell.outputs:
+            if output.get("name") == "stderr":
+                continue
+            if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
+                kept[-1].text += output.text
+                continue
+            if "data" in output:
+                output.metadata = {}
+                _clean_data(output.data)
+            kept.append(output)
+        cell.outputs = kept
+
+
+def _clean_data(data: Any) -> None:
+    if "text/html" in data:
+        data["text/html"] = _SCRIPT.sub("", data["text/html"])
+    if "text/plain" in data:
+        plain = _ADDRESS.sub("", data["text/plain"])
+        is_long = len(data) > 1 and len(plain) > _LONGEST
+        data["text/plain"] = f"<{plain.partition('(')[0]}>" if is_long else plain
+
+
+def with_outputs(document: Any, saved: Any) -> Any:
+    """The notebook with the outputs of a saved one, where a cell is still the same."""
+    by_source = {cell.source: cell for cell in saved.cells if cell.cell_type == "code"}
+    for cell in document.cells:
+        if cell.cell_type == "code" and cell.source in by_source:
+            cell.outputs = by_source[cell.source].outputs
+            cell.execution_count = by_source[cell.source].execution_count
+    return document
+
+
+def written(document: Any) -> str:
     """The notebook as text."""
-    return nbformat.writes(notebook(source, solution=solution)) + "\n"
+    return nbformat.writes(document) + "\n"
 
 
 def places(path: Path) -> dict[bool, Path]:
@@ -61,8 +132,14 @@ def places(path: Path) -> dict[bool, Path]:
 def main() -> None:
     (HERE / "solutions").mkdir(exist_ok=True)
     for path in sources():
+        source = path.read_text(encoding="utf-8")
         for solution, place in places(path).items():
-            place.write_text(written(path.read_text(encoding="utf-8"), solution=solution), encoding="utf-8")
+            document = notebook(source, solution=solution)
+            if solution and "--run" in sys.argv:
+                document = run(document)
+            elif solution and place.exists():
+                document = with_outputs(document, nbformat.read(place, as_version=4))
+            place.write_text(written(document), encoding="utf-8")
             print(place.relative_to(HERE), file=sys.stderr)
 
 

@@ -7,6 +7,7 @@ minute; `workbench` prints that log, and a script sees it with `logging.basicCon
 
 import io
 import logging
+import re
 import sys
 import time
 from typing import Any
@@ -17,6 +18,7 @@ DELAY = 2.0
 """Seconds before a bar is shown: most calls end sooner."""
 LOGGED_EVERY = 30.0
 """Seconds between two lines of the log."""
+_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +74,8 @@ class _NotebookOutput(io.StringIO):
         """Show the text in place of the one before; blanks, with which a bar is wiped out, as nothing."""
         from IPython.display import display
 
-        content = {"text/plain": text.strip()}
+        # bars within bars move the cursor, which an output of a notebook would show as text
+        content = {"text/plain": _ESCAPES.sub("", text).strip()}
         if self.handle is None and content["text/plain"]:
             self.handle = display(content, raw=True, display_id=True)
         elif self.handle is not None:

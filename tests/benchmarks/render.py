@@ -22,8 +22,8 @@ from pictures import TOKENS, make_circuit, make_view
 
 from workbench.render.attention_panels import attention_panel
 from workbench.render.circuit.html import to_html
-from workbench.render.circuit.page import page
 from workbench.render.circuit.svg import CircuitView, to_svg
+from workbench.render.page import page
 from workbench.render.report import report
 from workbench.sites import Shape
 

@@ -41,13 +41,17 @@ def test_a_lesson_has_one_to_five_exercises_and_each_has_cases(lesson):
     assert [*CASES[lesson.module]] == [each.name for each in found]
 
 
-@pytest.mark.parametrize(("name", "case"), ALL, ids=[name for name, _ in ALL])
+# Seven circuits are measured by seven checks: seconds.
+MARKED = [pytest.param(name, case, marks=pytest.mark.slow if name == "10.3" else ()) for name, case in ALL]
+
+
+@pytest.mark.parametrize(("name", "case"), MARKED, ids=[name for name, _ in ALL])
 def test_the_right_answer_is_taken(name, case, capsys):
     check(name, case[0]())
     assert capsys.readouterr().out.startswith(f"Exercise {name}: right. ")
 
 
-@pytest.mark.parametrize(("name", "case"), ALL, ids=[name for name, _ in ALL])
+@pytest.mark.parametrize(("name", "case"), MARKED, ids=[name for name, _ in ALL])
 def test_wrong_answers_are_told_what_is_wrong(name, case):
     assert len(case[1]) >= 2
     for wrong, said in case[1]:

@@ -1,4 +1,4 @@
-"""Lesson 11: a study of direct attributes ("the hat is pink and the pen is blue . the pen is"), and what can
+"""Lesson 13: a study of direct attributes ("the hat is pink and the pen is blue . the pen is"), and what can
 be missing in one.
 """
 
@@ -98,7 +98,7 @@ def same_answer():
 
 
 CASES = {
-    "11.1": (
+    "13.1": (
         prompts,
         [
             (lambda: prompts(found=study()["heldout"]), "are in both sets"),
@@ -117,7 +117,7 @@ CASES = {
             (lambda: prompts(found=["a prompt"]), "PromptPairs are wanted"),
         ],
     ),
-    "11.2": (
+    "13.2": (
         score,
         [
             (lambda: score(heldout=study()["found"]), "nothing is held out"),
@@ -136,7 +136,7 @@ CASES = {
             (lambda: score(low="much"), "is not a number"),
         ],
     ),
-    "11.3": (
+    "13.3": (
         controls,
         [
             (lambda: controls(random=study()["faithfulness"]), "random: wanted is"),
@@ -146,7 +146,7 @@ CASES = {
             (lambda: part("circuit", "heldout", "random"), "keys"),
         ],
     ),
-    "11.4": (
+    "13.4": (
         lambda: needed(study()["needed"]),
         [
             (lambda: needed(study()["needed"][1:]), "1 more cost"),
@@ -155,7 +155,7 @@ CASES = {
             (lambda: needed([]), "more cost"),
         ],
     ),
-    "11.5": (
+    "13.5": (
         page,
         [
             (lambda: page(without="Limits"), "no section is called Limits"),

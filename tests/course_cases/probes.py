@@ -1,4 +1,4 @@
-"""Lesson 9."""
+"""Lesson 11."""
 
 from functools import lru_cache
 
@@ -55,7 +55,7 @@ def swapped(x, other, direction):
 
 
 CASES = {
-    "9.1": (
+    "11.1": (
         lambda: welch,
         [
             (lambda: lambda x, labels: welch(x, labels, absolute=False), "negative"),
@@ -71,7 +71,7 @@ CASES = {
             (lambda: lambda x, labels: x.mean(), "shape (6,) is wanted"),
         ],
     ),
-    "9.2": (
+    "11.2": (
         lambda: accuracy("none") - accuracy("random"),
         [
             (lambda: accuracy("none"), "accuracies of the chosen"),
@@ -81,7 +81,7 @@ CASES = {
             (lambda: [0.1, 0.2], "shape (5,) is wanted"),
         ],
     ),
-    "9.3": (
+    "11.3": (
         moved,
         [
             (lambda: moved(side=0), "every answer is reversed"),
@@ -89,7 +89,7 @@ CASES = {
             (lambda: moved() + np.array([0, 0, 0.2, 0]), "layer 2 is off"),
         ],
     ),
-    "9.4": (
+    "11.4": (
         lambda: swapped,
         [
             (
@@ -106,7 +106,7 @@ CASES = {
             ),
         ],
     ),
-    "9.5": (
+    "11.5": (
         lambda: {"used": wb.planted("induction").heads["induction"], "decoy": ["a1.2"]},
         [
             ({"used": "a1.2", "decoy": "a1.0"}, "stays as it is"),

@@ -1,4 +1,4 @@
-"""Lesson 10."""
+"""Lesson 12."""
 
 from functools import lru_cache
 
@@ -44,7 +44,7 @@ def edges(name):
 
 
 CASES = {
-    "10.1": (
+    "12.1": (
         lambda: LEARNT,
         [
             (LEARNT | {"induction": 2000}, "at step 2000 the accuracy of induction is"),
@@ -53,7 +53,7 @@ CASES = {
             ({"ioi": 1850}, "a dict with the keys"),
         ],
     ),
-    "10.2": (
+    "12.2": (
         ratios,
         [
             (lambda: [float(each.m_circuit.mean()) for each in measured()], "these are logit differences"),
@@ -62,7 +62,7 @@ CASES = {
             ([0.5], "shape (3,) is wanted"),
         ],
     ),
-    "10.3": (
+    "12.3": (
         lambda: len(edges("tiny") & edges("tiny@1850")) / len(edges("tiny") | edges("tiny@1850")),
         [
             (lambda: len(edges("tiny") & edges("tiny@1850")), "number of common edges"),

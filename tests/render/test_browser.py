@@ -12,8 +12,8 @@ from pictures import make_circuit
 
 from workbench.render.attention_panels import attention_panel
 from workbench.render.circuit.html import to_html
-from workbench.render.circuit.page import page
 from workbench.render.circuit.svg import CircuitView
+from workbench.render.page import page
 from workbench.render.report import report
 from workbench.sites import Shape
 
@@ -119,7 +119,7 @@ def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, t
             ".filter((e) => e.getClientRects().length)"
             ".map((e) => e.id || e.getAttribute('role') || e.dataset.filter)"
         )
-        assert order[:3] == ["to-component", "to-position", "top"]
+        assert order[:3] == ["to-position", "to-component", "top"]
         assert set(order[order.index("save-png") + 1 :]) == {"button"}
         labels = frame.evaluate(
             "[...document.querySelectorAll('[tabindex]')].map((e) => e.getAttribute('aria-label'))"

@@ -17,6 +17,9 @@ def test_gallery_draws_every_picture():
         assert seen.page.locator(".circuit iframe").count() >= 4
         assert seen.page.locator("img.plot").count() >= 40
         seen.wait("document.querySelectorAll('.panel').length === 9")
+        seen.page.evaluate(
+            "document.querySelectorAll('.panel details').forEach((fold) => { fold.open = true; })"
+        )
         seen.wait(
             "[...document.querySelectorAll('.panel')]"
             ".every((box) => box.querySelector('.live')?.childElementCount)"

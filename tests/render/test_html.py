@@ -16,8 +16,9 @@ from pictures import TOKENS, make_circuit
 from workbench.circuit.circuit import Circuit
 from workbench.errors import CircuitError
 from workbench.render.circuit.html import circuit_html, to_html
-from workbench.render.circuit.page import POLICY, asset, page, script_json
+from workbench.render.circuit.page import POLICY, asset, script_json
 from workbench.render.circuit.svg import CircuitView, to_svg
+from workbench.render.page import page
 from workbench.sites import Shape
 
 
@@ -133,15 +134,17 @@ def test_page_escapes_its_texts_and_forbids_requests():
     tags = Tags(text).tags
     assert text.startswith("<!DOCTYPE html>")
     assert {"charset": "utf-8"} in [attrs for tag, attrs in tags if tag == "meta"]
-    assert f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">' in text
+    assert {"http-equiv": "Content-Security-Policy", "content": POLICY} in [
+        attrs for tag, attrs in tags if tag == "meta"
+    ]
     assert POLICY.startswith("default-src 'none'")
     assert not {"b", "i", "script"} & {tag for tag, _ in tags}
-    assert [attrs["href"] for tag, attrs in tags if tag == "a"] == ["#s1", "#s2"]
+    assert [attrs["href"] for tag, attrs in tags if tag == "a"] == ["#main", "#s1", "#s2"]
     assert [attrs["id"] for tag, attrs in tags if tag == "section"] == ["s1", "s2"]
 
 
 def test_assets_name_no_address_and_no_closing_tag():
-    for name in ("circuit.js", "frame.js", "frame.css", "page.css"):
+    for name in ("circuit.js", "frame.js", "frame.css", "../templates/page.css"):
         text = asset(name)
         assert not re.search(r"https?:|//\w+\.|url\(|@import|innerHTML|eval\(|</", text), name
     assert len(asset("circuit.js")) < 18_000

@@ -52,7 +52,7 @@ def test_tokens_carry_their_values_as_text():
     svg = tokens_svg([("row", ["a", " b"], [1.0, -0.5]), ("", ["c"], [0.0])], title="Tokens", note="nats")
     assert texts(svg) == [
         "Tokens",
-        "nats; red −1, white 0, blue +1",
+        "nats; blue +1, white 0, orange −1",
         "row",
         "a",
         "+1",

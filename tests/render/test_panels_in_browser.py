@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from browsers import opened
 
-from workbench.render.circuit.page import page
 from workbench.render.circuitsvis import script_html
+from workbench.render.page import page
 from workbench.render.panel import Panel
 
 pytestmark = pytest.mark.slow
@@ -18,6 +18,9 @@ def load(path: Path, *, fails: bool = False) -> tuple[str, list[str]]:
     with opened(path) as seen:
         seen.wait(
             "[...document.querySelectorAll('[data-panel]')].every((box) => box.dataset.drawn !== undefined)"
+        )
+        seen.page.evaluate(
+            "document.querySelectorAll('.panel details').forEach((fold) => { fold.open = true; })"
         )
         if fails:
             seen.page.wait_for_timeout(500)
@@ -76,4 +79,4 @@ def test_the_still_picture_stays_where_a_component_fails(tmp_path):
     (tmp_path / "panel.html").write_text(str(Panel("TopkTokens", nothing, "<svg/>")), encoding="utf-8")
     document, console = load(tmp_path / "panel.html", fails=True)
     assert console
-    assert re.search(r'data-drawn=""><img [^>]*style="max-width:100%;height:auto"', document)
+    assert re.search(r'data-drawn=""><img [^>]*style="max-width:100%;height:auto;?"', document)

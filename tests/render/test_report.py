@@ -61,7 +61,7 @@ def test_warnings_stand_out_and_folded_items_open_with_a_click(tmp_path):
     items = [Warned("not <believed>"), Folded("The <numbers>", table), Folded("A picture", effects)]
     text = report([("all", items)], tmp_path / "page.html", title="t").read_text(encoding="utf-8")
     assert '<p class="text warned">not &lt;believed&gt;</p>' in text
-    assert '<details class="folded"><summary>The &lt;numbers&gt;</summary><table' in text
+    assert '<details class="folded"><summary>The &lt;numbers&gt;</summary><div class="wide"' in text
     assert text.count('<td class="interval">') == 2
     # What a folded result says of where it comes from stands in the footer as that of others does.
     assert "model tiny" in text

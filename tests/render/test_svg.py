@@ -1,6 +1,7 @@
 """The still pictures: valid, deterministic, safe, and true to the circuit."""
 
 import xml.etree.ElementTree as ET
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from pictures import TOKENS
 from workbench.circuit.circuit import Circuit
 from workbench.circuit.graph import Graph
 from workbench.errors import CircuitError
+from workbench.render.circuit.layered import layered
+from workbench.render.circuit.layout import component_layout
 from workbench.render.circuit.lines import alive, cut, hops_of, lines_of
 from workbench.render.circuit.svg import CircuitView, draw, to_svg
 from workbench.sites import Shape
@@ -170,7 +173,7 @@ def test_hidden_and_forbidden_characters_are_spelled_out(hostile):
     assert visible("￾") == r"\ufffe"
 
 
-@pytest.mark.parametrize(("kind", "kilobytes"), [("component", 60), ("position", 120)])
+@pytest.mark.parametrize(("kind", "kilobytes"), [("component", 75), ("position", 120)])
 def test_large_circuit_stays_small(large_view, kind, kilobytes):
     assert len(large_view.edges) >= 200
     assert len(to_svg(large_view, kind=kind)) < 1000 * kilobytes
@@ -260,3 +263,32 @@ def test_long_titles_and_names_are_cut_where_they_can_be_seen(circuit):
     legend = [e.text for e in parse(text).iter(f"{SVG}text") if (e.text or "").startswith("only in A")]
     assert legend[-1].endswith("…")
     assert len(legend[-1]) < 40
+
+
+def test_edges_of_the_component_view_run_under_no_box(view):
+    """A line that passes behind a box cannot be followed: each has a lane of its own through every row."""
+    lines = alive(lines_of(view, "component"))
+    layout = layered(component_layout(view, lines), lines, 1)
+    assert layout.routes is not None
+    for line, route in zip(lines, layout.routes, strict=True):
+        for (x, y), (next_x, next_y) in pairwise(route):
+            for box in layout.boxes:
+                if box.key in (line.start, line.end):
+                    continue
+                for share in np.linspace(0, 1, 12):
+                    # a cubic curve that leaves and arrives upright
+                    at_x = x + (next_x - x) * share**2 * (3 - 2 * share)
+                    at_y = y + (next_y - y) * share
+                    is_in = abs(at_x - box.x) < box.w / 2 and abs(at_y - box.y) < box.h / 2
+                    assert not is_in, f"{line} runs under {box.key}"
+
+
+def test_boxes_of_a_row_do_not_touch_and_the_layout_is_the_same_every_time(view):
+    lines = alive(lines_of(view, "component"))
+    first, second = (layered(component_layout(view, lines), lines, 1) for _ in range(2))
+    assert first == second
+    rows = {}
+    for box in first.boxes:
+        rows.setdefault(box.y, []).append((box.x - box.w / 2, box.x + box.w / 2))
+    for row in rows.values():
+        assert all(right < left for (_, right), (left, _) in pairwise(sorted(row)))

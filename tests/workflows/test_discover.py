@@ -20,6 +20,7 @@ import workbench as wb
 from workbench.circuit.circuit import Circuit
 from workbench.errors import OutputExists, PromptError
 from workbench.files import fresh_folder
+from workbench.render.page import Lead
 from workbench.text import xml
 from workbench.workflows import discover as discover_module
 from workbench.workflows import discovery_job
@@ -37,6 +38,7 @@ def tiny():
 
 
 N = 8
+LEAD = Lead(asked="?", found="!")
 MADE = set(FILES) - {"multiverse.nc"}
 """What a run writes that is not asked for other choices."""
 
@@ -79,15 +81,28 @@ def test_a_run_writes_everything_and_nothing_else(run):
     assert not re.search(r"""(src|href)\s*=\s*["']https?://""", page)
 
 
+def test_every_number_of_the_first_block_stands_beside_its_control(run):
+    """A number alone cannot be judged: the circuit of another task, or other heads, may do as well."""
+    page = run.report.read_text(encoding="utf-8")
+    block = page[page.index('class="lead"') : page.index("</section>")]
+    beside = re.findall(r'class="beside">([^<]*)<', block)
+    assert len(beside) == 4 * len(run.counterfactuals) + 1
+    assert all(beside)
+    other = float(run.controls["error"].sel(control="other heads", ablation="swap"))
+    assert f"through other heads {other:.2f}" in beside
+    model = float(run.evaluation["m_full"].sel(ablation="abc").mean())
+    assert f"of the model&#39;s {model:.2f}" in block
+
+
 def test_the_report_begins_with_what_the_model_can_do_and_what_was_found(run):
     page = run.report.read_text(encoding="utf-8")
     shown = [competence_text(run.competence), *headline(run).split(". ")[:1], *run.counterfactuals]
     places = [page.index(xml(text), page.index("<section")) for text in shown]
     assert places[:2] == sorted(places[:2])
     assert f"<h1>{xml(title_of(run))}</h1>" in page
-    headings = re.findall(r"<h2>([^<]*)</h2>", page)
+    headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", page)
     assert headings[:5] == [
-        "In short", "The circuit", "The criteria on the test prompts", "Criteria against circuit size",
+        "What speaks against it", "The circuit", "The criteria on the test prompts", "Criteria against circuit size",
         "Controls: would other circuits do as well?",
     ]  # fmt: skip
 
@@ -132,7 +147,7 @@ def test_every_part_of_a_run_has_a_figure_from_its_file(run):
 
 def test_a_run_is_shown_again_and_compared_with_itself(run, tmp_path):
     page = report_run(run.folder, tmp_path / "again.html").read_text(encoding="utf-8")
-    assert set(re.findall(r"<h2>([^<]*)</h2>", page)) == MADE - {"summary.json", "report.html"}
+    assert set(re.findall(r"<h2[^>]*>([^<]*)</h2>", page)) == MADE - {"summary.json", "report.html"}
     # Frontier, controls, stability and agreement are drawn, and not put in words.
     assert page.count('class="plot"') >= 4
     page = report_difference(run.folder, run.folder, tmp_path / "same.html").read_text(encoding="utf-8")
@@ -158,7 +173,7 @@ def test_an_interrupted_run_leaves_nothing(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("workbench.workflows.discover.report", stop)
     with pytest.raises(KeyboardInterrupt):
-        discover_module._write(replace(run, folder=tmp_path / "runs" / "x"), None, [], None, False)
+        discover_module._write(replace(run, folder=tmp_path / "runs" / "x"), None, [], LEAD, None, False)
     assert list((tmp_path / "runs").iterdir()) == []
 
 
@@ -166,7 +181,7 @@ def test_what_an_earlier_run_made_does_not_stay_beside_a_new_one(run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(run.folder, out)
     fewer = replace(run, folder=out, frontier=None, stability=None)
-    discover_module._write(fewer, None, [("text", "a page", "")], None, True)
+    discover_module._write(fewer, None, [("text", "a page", "")], LEAD, None, True)
     assert {path.name for path in out.iterdir()} == MADE - {"frontier.nc", "stability.nc", "lens.nc"}
 
 

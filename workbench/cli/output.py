@@ -72,7 +72,7 @@ def print_table(rows: Sequence[Mapping[str, object]], *, caption: str = "", most
     for line in captured.get().splitlines():
         typer.echo(line.rstrip())
     if len(rows) > most:
-        say(f"{len(rows) - most} more; --all prints them.")
+        say(f"{len(rows) - most} more; --json has them all.")
 
 
 def _cell(value: object) -> str:

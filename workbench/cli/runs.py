@@ -1,6 +1,5 @@
 """`workbench probe`, `report` and `diff`: stores probed, and folders of runs shown again and compared."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -97,7 +96,7 @@ def probe_store(
         "seed": seed,
         "budget": in_bytes(budget),
         "pos": pos,
-        "progress": sys.stderr.isatty(),
+        "progress": not as_json,
     }
     # An option that was left out is not passed on, so that the default of the function holds.
     given = {name: setting for name, setting in settings.items() if setting is not None}

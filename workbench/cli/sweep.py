@@ -74,7 +74,7 @@ def _run(spec: "SweepSpec", out: Path, *, as_json: bool, dry_run: bool = False, 
     from workbench.sweeps.table import Sweep
 
     _find_modules_here()
-    progress = sys.stderr.isatty() and not as_json
+    progress = not as_json
     answer = run_sweep(spec, out=out, dry_run=dry_run, progress=progress, command=command_line(), **options)
     if isinstance(answer, Sweep):
         _finish(answer.folder, answer.status(), as_json=as_json)

@@ -1,4 +1,4 @@
-"""Checkers of lesson 11: the rubric of a study, measured again from its prompts and its circuit."""
+"""Checkers of lesson 13: the rubric of a study, measured again from its prompts and its circuit."""
 
 import re
 from dataclasses import dataclass
@@ -134,7 +134,7 @@ def _close(value: Any, right: float, tolerance: float) -> bool:
 
 
 @exercise(
-    "11.1", "Prompts", "medium", '{"found": PromptPairs, "heldout": PromptPairs} of a behaviour of tiny.'
+    "13.1", "Prompts", "medium", '{"found": PromptPairs, "heldout": PromptPairs} of a behaviour of tiny.'
 )
 def _prompts(answer: Any) -> str:
     sets = {}
@@ -152,7 +152,7 @@ def _prompts(answer: Any) -> str:
 
 
 @exercise(
-    "11.2",
+    "13.2",
     "Circuit and score",
     "medium",
     '{"circuit", "heldout", "faithfulness", "low", "high"}: three numbers on held-out prompts.',
@@ -202,7 +202,7 @@ def _score(answer: Any) -> str:
 
 
 @exercise(
-    "11.3",
+    "13.3",
     "Controls",
     "medium",
     '{"circuit", "heldout", "random", "complement", "zero"}: three scores to compare with.',
@@ -249,7 +249,7 @@ def _controls(answer: Any) -> str:
 
 
 @exercise(
-    "11.4",
+    "13.4",
     "What is needed",
     "hard",
     '{"circuit", "heldout", "needed"}: names of heads and MLPs, such as ["a0.1", "m2"].',
@@ -280,7 +280,7 @@ def _without(circuit: Circuit, name: str) -> Circuit:
 
 
 @exercise(
-    "11.5", "Report", "easy", '{"circuit", "heldout", "report"}: the path of the page that wb.report wrote.'
+    "13.5", "Report", "easy", '{"circuit", "heldout", "report"}: the path of the page that wb.report wrote.'
 )
 def _report(answer: Any) -> str:
     path = fields(answer, ["report"])["report"]

@@ -37,9 +37,11 @@ LESSONS = (
     Lesson(6, "paths", "Path patching, and how heads compose", 50, (5,)),
     Lesson(7, "discovery", "Automatic discovery: EAP, EAP-IG, ACDC, masks", 60, (6,)),
     Lesson(8, "reality", "Is the circuit real?", 60, (5,)),
-    Lesson(9, "probes", "Sparse probes: used or merely decodable", 50, (1,)),
-    Lesson(10, "training", "How a circuit forms", 40, (4, 5)),
-    Lesson(11, "capstone", "A study of your own", 60, (7, 8)),
+    Lesson(9, "counterfactual", "The counterfactual is the question", 40, (8,)),
+    Lesson(10, "lies", "How to lie with a circuit", 60, (9,)),
+    Lesson(11, "probes", "Sparse probes: used or merely decodable", 50, (1,)),
+    Lesson(12, "training", "How a circuit forms", 40, (4, 5)),
+    Lesson(13, "capstone", "A study of your own", 60, (7, 10)),
 )
 
 

@@ -1,4 +1,4 @@
-"""Checkers of lesson 9: what a sparse probe reads, and whether the model reads it too."""
+"""Checkers of lesson 11: what a sparse probe reads, and whether the model reads it too."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -46,7 +46,7 @@ def _probes() -> Probes:
 
 
 @exercise(
-    "9.1",
+    "11.1",
     "Rank features",
     "easy",
     "a function from activations [row, feature] and labels [row] to scores [feature].",
@@ -87,7 +87,7 @@ def _welch(answer: Any) -> str:
     raise Wrong("for random activations your scores are not Welch's |t|.")
 
 
-@exercise("9.2", "Are the chosen ones better?", "easy", "an array [k] of five differences of accuracies.")
+@exercise("11.2", "Are the chosen ones better?", "easy", "an array [k] of five differences of accuracies.")
 def _advantage(answer: Any) -> str:
     accuracy = _probes().results["accuracy"].sel(layer=2, concept="number", selector="welch")
 
@@ -123,7 +123,7 @@ def _advantage(answer: Any) -> str:
     )
 
 
-@exercise("9.3", "Other prompts", "medium", "an array [layer] of four accuracies.")
+@exercise("11.3", "Other prompts", "medium", "an array [layer] of four accuracies.")
 def _moved(answer: Any) -> str:
     _, corrupt = _stores()
     concept = Labels.of_concepts(corrupt, ["number"]).concept("number")
@@ -162,7 +162,7 @@ def _moved(answer: Any) -> str:
 
 
 @exercise(
-    "9.4",
+    "11.4",
     "Swap a direction",
     "medium",
     "a function from x [example, d], other [example, d] and direction [d] to [example, d].",
@@ -222,7 +222,7 @@ def _planted() -> Decoded:
     return Decoded(model, accuracy)
 
 
-@exercise("9.5", "Used or merely decodable", "hard", '{"used": a head such as "a1.1", "decoy": another}.')
+@exercise("11.5", "Used or merely decodable", "hard", '{"used": a head such as "a1.1", "decoy": another}.')
 def _verdicts(answer: Any) -> str:
     decoded = _planted()
     true_edges = decoded.model.edges["corrupt"]

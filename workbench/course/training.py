@@ -1,4 +1,4 @@
-"""Checkers of lesson 10: the checkpoints of `tiny`, and the circuit of its end measured at them."""
+"""Checkers of lesson 12: the checkpoints of `tiny`, and the circuit of its end measured at them."""
 
 from functools import lru_cache
 from typing import Any
@@ -54,7 +54,7 @@ def _measured() -> dict[str, np.ndarray]:
     return {name: np.array(values) for name, values in scores.items()}
 
 
-@exercise("10.1", "When is it learnt", "easy", "a dict from each of the four behaviours to a training step.")
+@exercise("12.1", "When is it learnt", "easy", "a dict from each of the four behaviours to a training step.")
 def _when(answer: Any) -> str:
     steps = embedded.steps("tiny")
     for task, value in fields(answer, BEHAVIOURS).items():
@@ -73,7 +73,7 @@ def _when(answer: Any) -> str:
 
 
 @exercise(
-    "10.2",
+    "12.2",
     "The end's circuit, earlier",
     "medium",
     "an array [step] of three faithfulnesses, at the steps 1500, 1850 and 2250.",
@@ -100,7 +100,7 @@ def _earlier(answer: Any) -> str:
     )
 
 
-@exercise("10.3", "Another circuit before", "medium", "a number between 0 and 1.")
+@exercise("12.3", "Another circuit before", "medium", "a number between 0 and 1.")
 def _overlap(answer: Any) -> str:
     early, late = _circuit("tiny@1850").edges, _circuit("tiny").edges
     both, either = int((early & late).sum()), int((early | late).sum())

@@ -46,8 +46,11 @@ def attention_svg(
         cells = _cells(np.where(drawn[number], pattern[number], 0.0), scale, cell)
         heading = f'<text class="t" y="-8">{xml(shorten(visible(name), 40))}</text>'
         # the axes are the same for every head, so they are written once and used by name
-        body += f'<g transform="translate({at})">{heading}{cells}<use href="#axes"/></g>'
-    note = "rows: query, columns: key; white 0, blue 1"
+        # on dark paper too, 0 is white
+        size = decimal(n * cell)
+        ground = f'<rect fill="#fff" width="{size}" height="{size}"/>'
+        body += f'<g transform="translate({at})">{heading}{ground}{cells}<use href="#axes"/></g>'
+    note = "rows: the token that attends, columns: the token attended to; white 0, blue 1"
     if floor:
         note += f"; the {int(drawn.sum()):,} largest weights, from {floor:.3f}, are drawn"
     n_rows = (len(names) + across - 1) // across
@@ -87,7 +90,7 @@ def _cells(weights: Float[np.ndarray, "row column"], scale: float, cell: float) 
     if cell < 24:
         return text
     # dark numbers, then white ones: the colour is said once for each group, not for each number
-    for style, white in (("o", False), ("o w", True)):
+    for style, white in (("o i", False), ("o w", True)):
         rows = ""
         for row, line in enumerate(weights):
             rows += _numbers(line, white, scale, cell, (row + 0.5) * cell + 3)

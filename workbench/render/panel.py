@@ -20,12 +20,16 @@ import torch
 import xarray as xr
 
 from workbench.errors import UnknownName, WorkbenchError
-from workbench.render.circuit.page import page, script_json
+from workbench.render.attention_svg import attention_svg
+from workbench.render.circuit.page import script_json
 from workbench.render.circuitsvis import script_html
+from workbench.render.page import page
 from workbench.render.panel_components import COMPONENTS, check_names, check_shapes
 from workbench.text import visible, with_article, xml
 
 _MOST_BYTES = 16_000_000
+_PATTERNS = ("AttentionPattern", "AttentionPatterns")
+"""Components whose still picture follows from their properties."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +66,8 @@ class Panel:
         check_names(self.component, props)
         check_shapes(self.component, props)
         object.__setattr__(self, "props", props)
+        if not self.still and self.component in _PATTERNS:
+            object.__setattr__(self, "still", _pattern_still(props, self.title))
         if len(self._text) > _MOST_BYTES:
             raise WorkbenchError(
                 f"This {self.component} panel holds {len(self._text) / 1e6:.0f} MB, and a page up to "
@@ -99,6 +105,15 @@ class Panel:
     def __str__(self) -> str:
         """A complete HTML document that asks the network for nothing."""
         return page(self.title, [(self.component, self.html() + script_html())])
+
+
+def _pattern_still(props: Mapping[str, Any], title: str) -> str:
+    """The still picture of patterns that were given as numbers."""
+    pattern = np.asarray(props["attention"], dtype=float)
+    if pattern.ndim == 2:
+        pattern = pattern[None]
+    names = [f"head {i}" for i in range(len(pattern))]
+    return attention_svg(list(props["tokens"]), pattern, names, title=title)
 
 
 def _ready(value: Any, name: str) -> Any:

@@ -9,13 +9,18 @@ from workbench.render.writing import BLUE, FONT, ORANGE, decimal, shorten
 from workbench.text import visible, xml
 
 _STYLE = (
-    "text{fill:#1f2937}.t{font-size:13px;font-weight:600}.s{font-size:11px;fill:#64748b}"
+    ".paper{fill:#fff}text{fill:#1f2937}.t{font-size:13px;font-weight:600}.s{font-size:11px;fill:#64748b}"
     ".v{font-size:9px;text-anchor:middle}"
     ".k{font:12px ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace}"
     ".c{text-anchor:middle}.r{text-anchor:end}"
     ".x{font-size:10px}.o{font-size:9px}.d{fill:#475569}.w,.w text{fill:#fff}.g{fill:none;stroke:#cbd5e1}"
     ".b{stroke:#cbd5e1;stroke-width:.7}"
 )
+_DARK = (
+    "@media(prefers-color-scheme:dark){.paper{fill:#0f172a}text{fill:#e2e8f0}.s{fill:#a8b5c7}.d,.d text{fill:#b6c2d2}"
+    ".g{stroke:#475569}.b{stroke:#475569}.i,.i text{fill:#1f2937}.w,.w text{fill:#fff}}"
+)
+"""Cells keep their colours on dark paper, and so does the text on them (classes i and w)."""
 WIDTH = 960.0
 """Of a picture, in pixels: about the width of a page."""
 
@@ -38,10 +43,10 @@ def shade(value: float, scale: float) -> str:
 
 
 def ink_class(value: float, scale: float) -> str:
-    """The class to add to text on the colour of a value: " w" (white) where the colour is dark."""
+    """The class to add to text on the colour of a value: " w" (white) where the colour is dark, else " i" (ink)."""
     if is_dark(value, scale):
         return " w"
-    return ""
+    return " i"
 
 
 def document(width: float, height: float, title: str, note: str, body: str) -> str:
@@ -50,7 +55,7 @@ def document(width: float, height: float, title: str, note: str, body: str) -> s
     size = f'width="{wide}" height="{tall}" viewBox="0 0 {wide} {tall}"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="{xml(title)}" '
-        f'font-family="{FONT}"><style>{_STYLE}</style><rect width="100%" height="100%" fill="#fff"/>'
+        f'font-family="{FONT}"><style>{_STYLE}{_DARK}</style><rect class="paper" width="100%" height="100%"/>'
         f'<text class="t" x="10" y="20">{xml(shorten(visible(title), 120))}</text>'
         f'<text class="s" x="10" y="37">{xml(note)}</text>{body}</svg>'
     )

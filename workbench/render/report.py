@@ -19,10 +19,10 @@ from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.files import check_free, whole
 from workbench.render.circuit.html import to_html
-from workbench.render.circuit.page import page
 from workbench.render.circuit.svg import CircuitView
 from workbench.render.circuitsvis import script_html
 from workbench.render.figures.canvas import figure_html
+from workbench.render.page import Lead, page
 from workbench.render.panel import Panel
 from workbench.render.plots import plot
 from workbench.results import versions
@@ -71,6 +71,7 @@ def report(
     *,
     title: str,
     subtitle: str = "",
+    lead: Lead | None = None,
     command: str | None = None,
     overwrite: bool = False,
 ) -> Path:
@@ -82,6 +83,7 @@ def report(
             `Warned`, one of these `Folded`, or a list of these.
         path: of the page.
         title, subtitle: plain text.
+        lead: the first block: what was asked and found, and what speaks against it.
         command: what made the run, shown at the end with the versions and the facts that the results carry.
         overwrite: replace a file that is there.
     Raises:
@@ -103,7 +105,7 @@ def report(
         for item in one.items:
             for key, value in _facts(item).items():
                 facts.setdefault(key, []).append(value)
-    text = page(title, pieces, subtitle=subtitle, footer=_footer(command, facts))
+    text = page(title, pieces, subtitle=subtitle, footer=_footer(command, facts), lead=lead)
     with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path
@@ -173,9 +175,9 @@ def _show(item: Any, heading: str) -> str:
     if isinstance(item, Panel):
         return item.html()
     if isinstance(item, pd.DataFrame):
-        return _table(item)
+        return _scrolling(_table(item), heading)
     if isinstance(item, pd.Series):
-        return _table(item.to_frame())
+        return _scrolling(_table(item.to_frame()), heading)
     if isinstance(item, Figure):
         return figure_html(item, alt=heading)
     if isinstance(item, Circuit):
@@ -195,6 +197,11 @@ def _show(item: Any, heading: str) -> str:
 def _lines(text: str) -> str:
     # line by line, because `xml` would spell the ends of lines as visible characters
     return "\n".join(map(xml, text.splitlines()))
+
+
+def _scrolling(table: str, heading: str) -> str:
+    """A table in a box of its own, which scrolls where the page is narrower, by keyboard too."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="table: {xml(heading)}">{table}</div>'
 
 
 def _table(frame: pd.DataFrame) -> str:

@@ -15,6 +15,8 @@ Guess = tuple[str, float]
 """A token string and its probability."""
 _LETTER = 7.3
 """The width of a letter of class `k`, the monospaced font of tokens, in pixels."""
+OUTLYING = 3.0
+"""Colours end at so many times the 90th percentile: one token cannot turn all others white."""
 _GUESSES, _TOKENS = 3000, 4000
 """The most that one picture draws, so that a browser stays quick; a note says what was left out."""
 
@@ -33,10 +35,8 @@ def tokens_svg(lines: Sequence[TokenLine], *, title: str, note: str = "") -> str
     Args:
         note: what the picture leaves out, or what the numbers are.
     """
-    scale = 0.0
-    for _, _, values in lines:
-        scale = max([scale, *map(abs, values)])
-    scale = scale or 1.0  # zeros alone have no scale, and 0 / 0 no colour
+    sizes = [abs(value) for _, _, values in lines for value in values]
+    scale = robust_scale(sizes)
     y, body, n_tokens = 50.0, "", 0
     for label, strings, values in lines:
         if label:
@@ -53,10 +53,25 @@ def tokens_svg(lines: Sequence[TokenLine], *, title: str, note: str = "") -> str
             body += _token(string, value, scale, x, y, width)
             x += width + 2
         y += 46
-    notes = [note, f"red −{scale:.3g}, white 0, blue +{scale:.3g}"]
+    notes = [note, f"blue +{scale:.3g}, white 0, orange −{scale:.3g}"]
+    n_beyond = sum(size > scale for size in sizes)
+    if n_beyond:
+        notes.append(f"{n_beyond} beyond that have the full colour")
     if n_tokens > _TOKENS:
         notes.append(f"the first {_TOKENS:,} of {n_tokens:,} tokens are drawn")
     return document(WIDTH, y, title, _joined(notes), body)
+
+
+def robust_scale(sizes: Sequence[float]) -> float:
+    """The size at which colours are full: the largest, unless it is far beyond nearly all others.
+
+    >>> robust_scale([1.0, 2.0, 3.0]), robust_scale([1.0] * 20 + [50.0])
+    (3.0, 3.0)
+    """
+    known = sorted(size for size in sizes if size)
+    if not known:
+        return 1.0  # zeros alone have no scale, and 0 / 0 no colour
+    return min(known[-1], OUTLYING * known[int(0.9 * (len(known) - 1))])
 
 
 def _value_text(value: float) -> str:

@@ -9,6 +9,7 @@
 report's sections, `summary` the numbers by name.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,9 +32,11 @@ from workbench.models.model import Model
 from workbench.names import MetricName, SearchMethod
 from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
+from workbench.render.page import Lead
 from workbench.render.report import report
 from workbench.tasks.task import find_task
 from workbench.workflows.discover_cost import DiscoverCost, cost_of
+from workbench.workflows.discover_lead import lead_of
 from workbench.workflows.discover_page import sections_of
 from workbench.workflows.discovery_job import FEW, STEPS, DiscoveryJob
 from workbench.workflows.discovery_run import DiscoveryRun
@@ -49,6 +52,7 @@ FILES = (
 # (`constant:X`, `scale:X`) and no fit (`optimal`); without `clean`, which is the run that is edited.
 VALUES = ("corrupt", "zero", "mean")
 """What can stand in for everything outside the circuit."""
+log = logging.getLogger(__name__)
 Refine = Literal["prune"] | str | None
 
 
@@ -131,12 +135,14 @@ def discover(
         def step(doing: str) -> None:
             # A step is counted when it begins, so that the bar names what is running.
             bar.set_postfix_str(doing)
+            log.info("%s", doing)
             bar.update()
 
         run = job.run(out, step)
         step("report")
         lens = job.lens()
-        _write(run, lens, sections_of(run, sets, lens, job.value), command, overwrite)
+        sections = sections_of(run, sets, lens, job.value)
+        _write(run, lens, sections, lead_of(run, sets), command, overwrite)
     return run
 
 
@@ -229,6 +235,7 @@ def _write(
     run: DiscoveryRun,
     lens: xr.DataArray | None,
     sections: list[tuple[Any, ...]],
+    lead: Lead,
     command: str | None,
     overwrite: bool,
 ) -> None:
@@ -249,7 +256,7 @@ def _write(
             if measured is not None:
                 results.save(measured, partial / f"{name}.nc")
         edges_frame(run).to_parquet(partial / "edges.parquet")
-        report(sections, partial / "report.html", title=title_of(run), command=command)
+        report(sections, partial / "report.html", title=title_of(run), lead=lead, command=command)
 
 
 def edges_frame(run: DiscoveryRun) -> pd.DataFrame:

@@ -23,19 +23,13 @@ from workbench.models.load import model_name
 from workbench.prompts.pairs import PromptPairs
 from workbench.render.attention_panels import attention_panel
 from workbench.render.circuit.svg import CircuitView
-from workbench.render.report import Folded, Warned
+from workbench.render.report import Folded
 from workbench.statistics import interval_text, summary
 from workbench.text import listed
 from workbench.workflows.discovery_run import DiscoveryRun
 from workbench.workflows.prompt_sets import PromptSets
 from workbench.workflows.trust_page import trust_sections
-from workbench.workflows.verdict import (
-    competence_text,
-    competence_warning,
-    differences_text,
-    sentences,
-    verdict,
-)
+from workbench.workflows.verdict import verdict
 from workbench.workflows.wording import against, metric_words, number
 
 SHOWN_PROMPTS = 3
@@ -57,7 +51,6 @@ def sections_of(run: DiscoveryRun, sets: PromptSets, lens: xr.DataArray | None, 
     shown = test.select(slice(SHOWN_PROMPTS))
     view = CircuitView.on_prompts([_view(run, shown, i, heads, value) for i in range(len(shown))])
     sections: list[Section] = [
-        ("In short", in_short(run), ""),
         ("The circuit", view, _circuit_caption(run)),
         ("The criteria on the test prompts", _criteria_items(run), _criteria_caption(run, sets)),
     ]
@@ -83,21 +76,6 @@ def sections_of(run: DiscoveryRun, sets: PromptSets, lens: xr.DataArray | None, 
         reasons = " ".join(f"{name.capitalize()}: {reason}." for name, reason in missing.items())
         sections.append(("What was left out", reasons, ""))
     return sections
-
-
-def in_short(run: DiscoveryRun) -> list[Any]:
-    """What a reader has to know: whether the model does the task, and what was found."""
-    items: list[Any] = [competence_text(run.competence)]
-    warning = competence_warning(run.competence)
-    if warning:
-        items.append(Warned(warning))
-    claim, *numbers = sentences(run)
-    items.append(claim if verdict(run) == "circuit" else Warned(claim))
-    items.append("\n".join(numbers))
-    differences = differences_text(run)
-    if differences:
-        items.append(differences)
-    return items
 
 
 def strongest_heads(circuit: Circuit, most: int = SHOWN_HEADS) -> list[tuple[int, int]]:

@@ -21,11 +21,14 @@ from workbench.probes.concepts import Concept
 from workbench.probes.fit import Probes, fit_probes
 from workbench.probes.labels import Labels
 from workbench.probes.neurons import neuron_maps
+from workbench.render.cards.headlines import probe_rows, probes_headline
 from workbench.render.figures.probe_plots import probe_figure
+from workbench.render.page import KeyNumber, Lead
 from workbench.render.report import report
 from workbench.sites import Position
 from workbench.statistics import interval_text
 from workbench.stores.store import ActivationStore
+from workbench.text import listed
 
 FILES = ("probes.nc", "neurons.nc", "probes.html")
 SHOWN_NEURONS = 5
@@ -46,6 +49,9 @@ class Probed:
     labels: Labels
     probes: Probes
     neurons: xr.Dataset | None
+
+
+CONTROLS = ("shuffle", "random-features", "control-task")
 
 
 def labels_named(
@@ -198,10 +204,35 @@ def write(probed: Probed, folder: Path, *, command: str, source: str, overwrite:
             _sections(probed),
             partial / "probes.html",
             title="What can be read where",
-            subtitle=source,
+            lead=_lead(probed, source),
             command=command,
         )
     return [folder / name for name in files]
+
+
+def _lead(probed: Probed, source: str) -> Lead:
+    """What was probed, the best probe of each concept beside its controls, and what a probe cannot show."""
+    rows = probe_rows(probed.probes.results)
+    numbers = []
+    for row in rows[:8]:
+        controls = [f"{name} {row[name]:.2f}" for name in CONTROLS if name in row]
+        where = ", ".join(f"{axis} {row[axis]}" for axis in ("layer", "k") if axis in row)
+        interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
+        beside = f"controls: {', '.join(controls)}" if controls else "no control was run"
+        numbers.append(
+            KeyNumber(
+                f"{row['concept']}: {row['measure']} ({where})", f"{row['held out']:.2f}", interval, beside
+            )
+        )
+    return Lead(
+        asked=f"Where can {listed([row['concept'] for row in rows[:6]])} be read in {source}?",
+        found=probes_headline(rows).partition(". A probe")[0] + ".",
+        numbers=numbers,
+        against=[
+            "A probe shows what can be read, not what the model uses: erase its direction with wb.causal_check.",
+            "The best of several sites and numbers of features is a little too good: it was chosen by its score.",
+        ],
+    )
 
 
 def _sections(probed: Probed) -> list[Section]:

@@ -11,11 +11,13 @@ from typing import Any
 import pandas as pd
 
 from workbench.errors import WorkbenchError
+from workbench.render.page import KeyNumber, Lead
 from workbench.render.plots import plot
 from workbench.render.report import report
 from workbench.sweeps.rows import varying
 from workbench.sweeps.strongest import ROWS, strongest
 from workbench.sweeps.table import Sweep
+from workbench.text import listed
 
 
 def report_sweep(sweep: Sweep, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -34,9 +36,32 @@ def report_sweep(sweep: Sweep, path: str | Path, *, overwrite: bool = False) -> 
         sections.append(("Failures", *_failures(status.failed)))
     sections.append(("Asked", _spec_table(sweep), ""))
     title = f"Sweep {sweep.folder.resolve().name}"
-    return report(
-        sections, path, title=title, subtitle=str(status), command=sweep.command, overwrite=overwrite
-    )
+    return report(sections, path, title=title, lead=_lead(sweep), command=sweep.command, overwrite=overwrite)
+
+
+def _lead(sweep: Sweep) -> Lead:
+    """What was varied, how far it is, the strongest row, and what to be careful about."""
+    status = sweep.status()
+    varied = {name: value for name, value in sweep.spec.items() if isinstance(value, list) and len(value) > 1}
+    words = [f"{len(value)} {name}" for name, value in varied.items()]
+    asked = f"{listed(words)}: {status}." if words else f"{status}."
+    against, numbers, found = [], [], "No effect to name: see the rows below."
+    if status.failures:
+        against.append(f"{len(status.failures)} jobs failed or gave no number: they are listed below.")
+    if status.remaining:
+        against.append(f"{status.remaining:,} jobs have not ended: these are the results so far.")
+    try:
+        rows, _ = strongest(sweep, 1)
+    except WorkbenchError as error:
+        return Lead(asked=asked, found=str(error), verdict="bad", against=against)
+    row = rows.to_dict("records")[0]
+    if "mean" in row:
+        interval = f"[{row['low']:.3g}, {row['high']:.3g}]" if "low" in row else ""
+        beside = f"q = {row['q']:.2g}, corrected for the number of rows" if "q" in row else ""
+        numbers.append(KeyNumber(f"Strongest: {row['what']}", f"{row['mean']:.3g}", interval, beside))
+        found = f"The strongest is {row['what']} with {row['mean']:.3g} {interval}."
+        against.append("The strongest of many rows is large in part by chance: expect less on new prompts.")
+    return Lead(asked=asked, found=found, numbers=numbers, against=against)
 
 
 def _failures(failed: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -294,7 +294,11 @@ def _frontier(result: Result) -> str:
     passing = result["size"].values[result["passes_all"].values]
     names = listed(map(str, result["ablation"].values))
     if len(passing):
-        return f"The smallest size that keeps all criteria against {names} has {int(passing[0]):,} edges."
+        told = f"The smallest size that keeps all criteria against {names} has {int(passing[0]):,} edges"
+        chosen = int(result.attrs.get("chosen", passing[0]))
+        if chosen < passing[0]:
+            told += f"; leaving out what is not needed makes it {chosen:,}"
+        return f"{told}."
     worst = result["error"].max("ablation")
     best = int(result["size"].values[np.argmin(worst.values)])
     return (

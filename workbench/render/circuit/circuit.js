@@ -4,7 +4,8 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
-const state = { kind: "component", prompt: 0, pinned: null };
+// positions show how a circuit works, so they come first where they are known
+const state = { kind: data.scenes["position-0"] ? "position" : "component", prompt: 0, pinned: null };
 const scenes = {};
 
 function make(tag, text, parent, style) {
@@ -78,16 +79,29 @@ for (const kind of Object.keys(data.scenes)) {
     path.hit = hit;
     const prompt = state.prompt;
     state.prompt = kind.startsWith("component") ? 0 : Number(kind.split("-")[1]);
+    path.linked = [scenes[kind].boxes[line[5]], scenes[kind].boxes[line[6]]];
     reachable(path, name(line) + score, [path, hit], (full) => describeLine(line, full), { line: place(line) });
     state.prompt = prompt;
+  });
+  scenes[kind].boxes.forEach((box, i) => {
+    box.linked = [];
+    made.lines.forEach((line, j) => {
+      if (line[5] === i) box.linked.push(scenes[kind].paths[j], scenes[kind].boxes[line[6]]);
+      if (line[6] === i) box.linked.push(scenes[kind].paths[j], scenes[kind].boxes[line[5]]);
+    });
   });
   scenes[kind].boxes.forEach((box, i) => reachable(box, nodeName(made.nodes[i]), [box], (full) => describeNode(i, full), { node: made.nodes[i] }));
 }
 
+// What is pointed at or kept, with what it is joined to; all else is faded.
 function light(element, describe) {
-  document.querySelectorAll(".on").forEach((other) => other.classList.remove("on"));
-  if (state.pinned) state.pinned[0].classList.add("on");
-  if (element) element.classList.add("on");
+  document.querySelectorAll(".on,.near").forEach((other) => other.classList.remove("on", "near"));
+  const chosen = [state.pinned && state.pinned[0], element].filter((one) => one);
+  for (const one of chosen) {
+    one.classList.add("on");
+    one.linked.forEach((other) => other.classList.add("near"));
+  }
+  for (const name of Object.keys(scenes)) scenes[name].svg.classList.toggle("faded", chosen.length > 0);
   if (state.pinned) return;
   if (describe) say(describe, false); else say(null);
 }
@@ -281,6 +295,7 @@ function report() {
 // What is shown now as a picture of its own: without what is hidden, always on white.
 function still() {
   const copy = scene().svg.cloneNode(true);
+  copy.classList.remove("faded");
   for (const element of [...copy.querySelectorAll("*")]) {
     if (element.style.display === "none" || element.classList.contains("hit")) element.remove();
     else for (const name of ["tabindex", "role", "aria-label", "style"]) element.removeAttribute(name);

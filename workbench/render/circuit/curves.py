@@ -49,20 +49,26 @@ class Strokes:
 
 
 def edge_paths(
-    view: CircuitView, lines: Sequence[Line], boxes: Sequence[Box], index: dict[str, int], strokes: Strokes
-) -> Iterator[str]:
+    view: CircuitView, lines: Sequence[Line], boxes: Sequence[Box], index: dict[str, int], strokes: Strokes, *,
+    routes: Sequence[Sequence[tuple[float, float]]] | None = None,
+) -> Iterator[str]:  # fmt: skip
     """A `path.e` for each line, with its name and score as a tooltip.
 
     Args:
         index: of each box in `boxes`, by its key.
+        routes: the points of each line; without them a curve is looked for that crosses few boxes.
     """
     margins = np.array([_margins(box) for box in boxes])
-    for line in lines:
+    for number, line in enumerate(lines):
         ends = index[line.start], index[line.end]
         start, end = boxes[ends[0]], boxes[ends[1]]
         port_x = dict(end.ports).get(line.port, end.x)
-        # the curve ends inside its own two boxes, so these cannot count as obstacles
-        path = _curve(start, end, port_x, np.delete(margins, ends, axis=0), along_token=line.pos is not None)
+        if routes is not None:
+            path = _along(routes[number], strokes.width(line.weight))
+        else:
+            # the curve ends inside its own two boxes, so these cannot count as obstacles
+            others = np.delete(margins, ends, axis=0)
+            path = _curve(start, end, port_x, others, along_token=line.pos is not None)
         edge = view.edges[line.edge]
         at = ""
         if line.pos is not None:
@@ -71,6 +77,28 @@ def edge_paths(
         style = _style(edge, line.weight, strokes)
         width = decimal(strokes.width(line.weight))
         yield f'<path class="e {style}" d="{path}" stroke-width="{width}"><title>{xml(title)}</title></path>'
+
+
+def _along(points: Sequence[tuple[float, float]], width: float) -> str:
+    """A smooth line through points, upright at each of them, with an arrowhead at its end."""
+    # whole pixels: a large circuit has thousands of points
+    (x, y), *rest = [(round(px), round(py)) for px, py in points]
+    text, upright = f"M{x} {y}", None
+    for to_x, to_y in rest:
+        if to_x == x:
+            upright = to_y  # several straight pieces are written as one
+        else:
+            if upright is not None:
+                text, upright = f"{text}V{upright}", None
+            bend = round(0.5 * (y - to_y))
+            text += f"C{x} {y - bend} {to_x} {to_y + bend} {to_x} {to_y}"
+        x, y = to_x, to_y
+    if upright is not None:
+        text += f"V{upright}"
+    # two strokes of the same path: a marker would need an id, which several pictures of a page would share
+    size = 2.6 + 0.55 * width
+    back = decimal(1.5 * size)
+    return f"{text}m-{decimal(size)} {back}l{decimal(size)}-{back} {decimal(size)} {back}"
 
 
 def _margins(box: Box) -> tuple[float, float, float, float]:

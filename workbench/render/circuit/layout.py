@@ -46,12 +46,21 @@ class Box:
 
 @dataclass(frozen=True)
 class Layout:
-    """The boxes of a view, SVG of what lies behind them (bands, labels), and the size of it all."""
+    """The boxes of a view, SVG of what lies behind them (bands, labels), and the size of it all.
+
+    Attributes:
+        rows, half: of the component view, where its layers lie, and how far a band reaches from a row.
+        routes: the points that each line runs through, from its writer up to its reader; None where a line is
+            a single curve.
+    """
 
     boxes: list[Box]
     background: str
     width: float
     height: float
+    rows: "Rows | None" = None
+    half: float = 0.0
+    routes: list[list[tuple[float, float]]] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,8 @@ def component_layout(view: CircuitView, lines: Sequence[Line]) -> Layout:
         boxes.append(Box(name, name, "m", mlp_x, rows.mlp[layer], sizes.width, sizes.height - 4))
     background = bands(rows, _LEFT, right, sizes.height / 2 + 6)
     # edges may bow out to the right of the last column
-    return Layout(_with_reach(boxes, group), background, right + 64, rows.height)
+    half = sizes.height / 2 + 6
+    return Layout(_with_reach(boxes, group), background, right + 64, rows.height, rows, half)
 
 
 def _kv_width(live: Live) -> float:

@@ -1,4 +1,4 @@
-"""Whole pages, and text that is safe inside them: `page`, `script_json`, `packed` and `asset`.
+"""Text that is safe inside a page: `script_json`, `packed` and `asset`. Whole pages are in `render.page`.
 
 All data enter scripts as JSON with `<` spelled `\\u003c`, and documents as compressed text; the page's
 Content-Security-Policy forbids every request.
@@ -7,12 +7,9 @@ Content-Security-Policy forbids every request.
 import base64
 import gzip
 import json
-from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
-
-from workbench.text import xml
 
 # No request at all, so a page that is opened years later shows the same and tells nobody that it was opened.
 POLICY = (
@@ -20,35 +17,6 @@ POLICY = (
     "img-src data:; font-src data:; "
     "base-uri 'none'; form-action 'none'"
 )
-
-
-def page(title: str, sections: Sequence[tuple[str, str]], *, subtitle: str = "", footer: str = "") -> str:
-    """One self-contained HTML page.
-
-    Args:
-        title, subtitle: plain text, escaped here.
-        sections: (heading, html); headings are escaped here, the html is taken as it is.
-        footer: html at the end of the page.
-    """
-    entries, body = "", ""
-    for number, (heading, html) in enumerate(sections, 1):
-        entries += f'<li><a href="#s{number}">{xml(heading)}</a></li>'
-        body += f'<section id="s{number}"><h2>{xml(heading)}</h2>{html}</section>'
-    contents, below, foot = "", "", ""
-    if len(sections) > 1:
-        contents = f'<nav class="toc" aria-label="contents"><ol>{entries}</ol></nav>'
-    if subtitle:
-        below = f'<p class="subtitle">{xml(subtitle)}</p>'
-    if footer:
-        foot = f"<footer>{footer}</footer>"
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{xml(title)}</title><style>{asset('page.css')}</style></head>\n"
-        f"<body><main><h1>{xml(title)}</h1>{below}{contents}{body}{foot}"
-        "</main></body></html>\n"
-    )
 
 
 def script_json(value: Any) -> str:

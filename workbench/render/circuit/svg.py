@@ -12,7 +12,8 @@ from typing import get_args
 
 from workbench.errors import UnknownName
 from workbench.render.circuit.curves import Strokes, edge_paths, hop_path
-from workbench.render.circuit.layout import Box, component_layout
+from workbench.render.circuit.layered import layered
+from workbench.render.circuit.layout import Box, component_layout, query_heads_per_kv
 from workbench.render.circuit.legend import legend
 from workbench.render.circuit.lines import Hop, Line, alive, hops_of, lines_of, n_strongest
 from workbench.render.circuit.position_layout import position_layout
@@ -35,7 +36,7 @@ _STYLE = (
     ".n .d{fill:#334155;stroke:#334155}.e,.h{fill:none;stroke-linecap:round}.p{stroke:" + BLUE + "}"
     ".m{stroke:" + ORANGE + "}.z{stroke:#64748b}path.m{stroke-dasharray:7 5;stroke-linecap:butt}"
     ".e{stroke-opacity:.78}"
-    ".cb{stroke:#334155}.ca{stroke:#7c3aed;stroke-dasharray:9 4;stroke-linecap:butt}"
+    ".cb{stroke:#a3adba}.ca{stroke:#7c3aed;stroke-dasharray:9 4;stroke-linecap:butt}"
     ".cs{stroke:#a15c07;stroke-dasharray:2 4}"
     ".h{stroke:#6b4fa0;stroke-dasharray:.1 5}.b{fill:#f6f8fa}.g{stroke:#e5e9ef}"
     ".n .o{fill:none;stroke:#a3b3c7}"
@@ -86,7 +87,7 @@ def draw(view: CircuitView, kind: ViewKind, lines: Sequence[Line], *, note: str 
     if not lines:
         return Drawing(_message(view, kind), _MESSAGE_WIDTH, (), (), ())
     if kind == "component":
-        hops, layout = [], component_layout(view, lines)
+        hops, layout = [], layered(component_layout(view, lines), lines, query_heads_per_kv(view))
     else:
         hops, layout = hops_of(view, lines), position_layout(view, lines)
     boxes, width = layout.boxes, max(layout.width, _MIN_WIDTH)
@@ -97,7 +98,7 @@ def draw(view: CircuitView, kind: ViewKind, lines: Sequence[Line], *, note: str 
     # in the order of painting: boxes hide the ends of edges, so that edges seem to begin at their rims
     body = [
         layout.background,
-        *edge_paths(view, lines, boxes, index, strokes),
+        *edge_paths(view, lines, boxes, index, strokes, routes=layout.routes),
         *(hop_path(hop, boxes[index[hop.start]], boxes[index[hop.end]]) for hop in hops),
         *map(_box, boxes),
         key.svg,

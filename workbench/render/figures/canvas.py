@@ -185,7 +185,11 @@ def figure_html(figure: Figure, *, alt: str = "") -> str:
     start = svg.index(b"<defs>")
     data = base64.b64encode(svg[:start] + DARK + svg[start:]).decode()
     width = round(figure.get_figwidth() * 96)
-    return f'<img class="plot" alt="{xml(alt)}" width="{width}" src="data:image/svg+xml;base64,{data}">'
+    # the box scrolls where a page is narrower than the text of a figure allows
+    return (
+        f'<div class="figure" tabindex="0" role="group" aria-label="{xml(alt) or "figure"}"><img class="plot" '
+        f'alt="{xml(alt)}" width="{width}" src="data:image/svg+xml;base64,{data}"></div>'
+    )
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 # %% [markdown]
-# # 11 · A study of your own
+# # 13 · A study of your own
 #
 # **Goal.** Take a behaviour from a question to a report that somebody else can check.
 #
-# **Time** 60 minutes. **Prerequisites** lessons 7 and 8.
+# **Time** 60 minutes. **Prerequisites** lessons 7 and 10.
 #
 # The rubric has five items, one exercise each; the checkers take your prompts and your circuit and measure
 # again.
@@ -94,7 +94,21 @@ assert (both["m_empty"] < 0).all()
 # Vary everything that the answer should not depend on, independently of the answer. `pairs.split(share=0.5)`
 # makes two sets without a common prompt.
 #
-# **Exercise 11.1** (medium). Make two sets: `found`, to search on, and `heldout`, to judge by.
+# **Exercise 13.1** (medium). Make two sets: `found`, to search on, and `heldout`, to judge by.
+#
+# <details><summary>Hint</summary>
+#
+# Write sentences in a loop, clean and corrupt with their answers, into a table; leave out doubles; split it
+# in two.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# Columns `clean,corrupt,answer,wrong`, `wb.PromptPairs.from_csv(model, path)`, then `.split(share=0.5,
+# seed=0)`. Change only the word that decides the answer, and draw the others at random.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -120,7 +134,7 @@ study |= {"found": found, "heldout": heldout}
 # STUDENT
 # study |= {"found": ..., "heldout": ...}
 # END
-check("11.1", part("found", "heldout"))
+check("13.1", part("found", "heldout"))
 
 # %% [markdown]
 # ## Circuit
@@ -129,7 +143,20 @@ check("11.1", part("found", "heldout"))
 # a size *before* you look at `heldout`: a size that is chosen there is fitted to it. `wb.evaluate(…)` gives
 # `faithfulness`, `low` and `high`.
 #
-# **Exercise 11.2** (medium). Give the circuit, and its score on `heldout` with corrupt values.
+# **Exercise 13.2** (medium). Give the circuit, and its score on `heldout` with corrupt values.
+#
+# <details><summary>Hint</summary>
+#
+# Score on `found`, choose a size, judge once on `heldout`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.score_edges(model, found, value=..., method="eap-ig-inputs")`, `wb.find_circuit(scores, n_edges=20)`,
+# and `wb.evaluate` on `heldout` with values of *its* corrupt prompts. Each entry is a float.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -148,7 +175,7 @@ print(circuit, "- where it was found:", on_found["faithfulness"].values.round(3)
 # STUDENT
 # study |= {"circuit": ..., "faithfulness": ..., "low": ..., "high": ...}
 # END
-check("11.2", part("circuit", "heldout", "faithfulness", "low", "high"))
+check("13.2", part("circuit", "heldout", "faithfulness", "low", "high"))
 
 # %% [markdown]
 # ## Controls
@@ -159,7 +186,20 @@ check("11.2", part("circuit", "heldout", "faithfulness", "low", "high"))
 # * `zero`: your circuit, everything else set to zero. Corrupt values leave in place what clean and corrupt
 #   prompts share (that this is a sentence, that a verb is due); zero takes it away. Report both.
 #
-# **Exercise 11.3** (medium). Measure all three on `heldout`.
+# **Exercise 13.3** (medium). Measure all three on `heldout`.
+#
+# <details><summary>Hint</summary>
+#
+# Two come from `checks=`, the third from another `value=`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `checks=("random", "complement")` with corrupt values; once more with `value=wb.zero()` and no checks,
+# whose faithfulness is `zero`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -170,7 +210,7 @@ print({name: round(number, 3) for name, number in numbers.items()})
 # STUDENT
 # study |= {"random": ..., "complement": ..., "zero": ...}
 # END
-check("11.3", part("circuit", "heldout", "random", "complement", "zero"))
+check("13.3", part("circuit", "heldout", "random", "complement", "zero"))
 
 # %% [markdown]
 # ## Claims
@@ -179,8 +219,21 @@ check("11.3", part("circuit", "heldout", "random", "complement", "zero"))
 # the parts, `circuit.restricted(where=…)` keeps the edges for which a function is true, `edge.writer` and
 # `edge.reader` are the two ends of one.
 #
-# **Exercise 11.4** (hard). Which heads and MLPs are needed: without one of them, *by itself*, the circuit's
+# **Exercise 13.4** (hard). Which heads and MLPs are needed: without one of them, *by itself*, the circuit's
 # faithfulness on `heldout` falls by 0.1 or more?
+#
+# <details><summary>Hint</summary>
+#
+# Take out one component after the other, with all edges into it and out of it, and measure again.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `circuit.restricted(where=lambda edge: name not in (edge.writer, edge.reader.split("<")[0])).pruned` for
+# each name; all in one call of `evaluate`. Keep those that cost at least 0.1.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -201,7 +254,7 @@ print(cost.round(3).to_dict())
 # STUDENT
 # study["needed"] = ...
 # END
-check("11.4", part("circuit", "heldout", "needed"))
+check("13.4", part("circuit", "heldout", "needed"))
 
 # %% [markdown]
 # ## Report
@@ -223,8 +276,22 @@ print(page.name, page.stat().st_size // 1024, "KiB")
 wb.plot(example)
 
 # %% [markdown]
-# **Exercise 11.5** (easy). Write the report, with sections called Question, Prompts, Circuit, Controls and
+# **Exercise 13.5** (easy). Write the report, with sections called Question, Prompts, Circuit, Controls and
 # Limits; in it the score and both ends of its interval, to two digits at least.
+#
+# <details><summary>Hint</summary>
+#
+# Sections are tuples of a heading, an item and a caption. The score and both ends of its interval have to
+# stand in the text.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `wb.report([("Question", "..."), ("Prompts", table, "..."), ("Circuit", circuit, f"keeps {score:.3f}
+# ({low:.3f} to {high:.3f})"), ("Controls", table), ("Limits", "...")], path, title="...")`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -247,7 +314,7 @@ study["report"] = wb.report(sections, folder / "study.html", title="Agreement af
 # STUDENT
 # study["report"] = ...
 # END
-check("11.5", part("circuit", "heldout", "report"))
+check("13.5", part("circuit", "heldout", "report"))
 
 # %% [markdown]
 # ## What could be wrong with this conclusion?
@@ -285,3 +352,6 @@ assert shared < min(map(len, circuits))
 # **Further reading.** Wang et al., *Interpretability in the Wild*, arXiv 2211.00593, the study whose form
 # this is; Miller et al., *Transformer Circuit Faithfulness Metrics Are Not Robust*, arXiv 2407.08734; Shi et
 # al., *Hypothesis Testing the Circuit Hypothesis in LLMs*, arXiv 2410.13032.
+#
+# **You may not conclude** that your circuit explains the behaviour on sentences unlike those that you
+# wrote.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 10 · How a circuit forms
+# # 12 · How a circuit forms
 #
 # **Goal.** Follow behaviours, heads and a circuit through the training of `tiny`, and say what each measure
 # can see of it.
@@ -57,8 +57,20 @@ accuracy, logit_diff = (
 wb.plot(accuracy)
 
 # %% [markdown]
-# **Exercise 10.1** (easy). At which checkpoint is the accuracy of each behaviour for the first time above
+# **Exercise 12.1** (easy). At which checkpoint is the accuracy of each behaviour for the first time above
 # 0.7?
+#
+# <details><summary>Hint</summary>
+#
+# `accuracy` is [behaviour, step]. The first step is wanted, not the largest.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `next(step for step in models if accuracy.sel(behaviour=name, step=step) > 0.7)` for each name.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -68,7 +80,7 @@ learnt = {
 # STUDENT
 # learnt = {"agreement": ..., "capitals": ..., "ioi": ..., "induction": ...}
 # END
-check("10.1", learnt)
+check("12.1", learnt)
 
 # %% [markdown]
 # Indirect objects go from few prompts to most of them within 100 steps. Induction looks as sudden in
@@ -143,8 +155,21 @@ heldout = wb.load_task("induction", final, n=32, split="heldout")
 circuit
 
 # %% [markdown]
-# **Exercise 10.2** (medium). How faithful is this circuit on `heldout` when it is run in the checkpoints
+# **Exercise 12.2** (medium). How faithful is this circuit on `heldout` when it is run in the checkpoints
 # 1500, 1850 and 2250? What is outside of it takes the checkpoint's own activations on the corrupt prompts.
+#
+# <details><summary>Hint</summary>
+#
+# Three models, one circuit. The value has to come from the same checkpoint that is run.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# For each step: `wb.capture_pairs(models[step], heldout)`, then `wb.evaluate(circuit, models[step], heldout,
+# value=wb.from_store(corrupt), checks=())`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -158,13 +183,25 @@ for step in (1500, 1850, 2250):
 # STUDENT
 # faithful = ...
 # END
-check("10.2", faithful)
+check("12.2", faithful)
 
 # %% [markdown]
 # The other way round: find the circuit of an early checkpoint.
 #
-# **Exercise 10.3** (medium). What is the Jaccard overlap (edges in both by edges in either) of the circuits
+# **Exercise 12.3** (medium). What is the Jaccard overlap (edges in both by edges in either) of the circuits
 # of forty edges of `tiny@1850` and of the final model?
+#
+# <details><summary>Hint</summary>
+#
+# `circuit_of` makes the other circuit; circuits can be joined by `&` and `|`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `(early & circuit).n_edges / (early | circuit).n_edges`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -173,7 +210,7 @@ overlap = (early & circuit).n_edges / (early | circuit).n_edges
 # STUDENT
 # overlap = ...
 # END
-check("10.3", overlap)
+check("12.3", overlap)
 
 # %%
 before, scores_before = circuit_of(models[1850])
@@ -214,3 +251,6 @@ for step in (1500, 8000):
 # al., *Progress Measures for Grokking via Mechanistic Interpretability*, arXiv 2301.05217; Schaeffer et al.,
 # *Are Emergent Abilities of Large Language Models a Mirage?*, arXiv 2304.15004; Tigges et al., *LLM Circuit
 # Analyses Are Consistent Across Training and Scale*, arXiv 2407.10827.
+#
+# **You may not conclude** that the parts which matter at the end of training are those by which the
+# behaviour was learnt.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 9 · Sparse probes: used or merely decodable
+# # 11 · Sparse probes: used or merely decodable
 #
 # **Goal.** Fit a probe, know what to compare its accuracy with, and test whether the model uses what the
 # probe reads.
@@ -39,7 +39,21 @@ for side in (pairs.clean, pairs.corrupt):
 # the gap between the class means in units of its standard error, $|m_1 - m_0| \, / \sqrt{s_1^2/n_1 +
 # s_0^2/n_0}$, with $s_c^2$ the variance within a class of $n_c$ rows.
 #
-# **Exercise 9.1** (easy). Write it: `x` is [row, feature], `labels` [row] holds True and False.
+# **Exercise 11.1** (easy). Write it: `x` is [row, feature], `labels` [row] holds True and False.
+#
+# <details><summary>Hint</summary>
+#
+# Class means, class variances (of a sample, as `.var(0)` makes them), and the numbers of rows: one of each
+# for each class.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `one, zero = x[labels], x[~labels]`; the size of the difference of the means, divided by the root of
+# `one.var(0) / len(one) + zero.var(0) / len(zero)`.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -55,7 +69,7 @@ def welch(x, labels):
 # END
 
 
-check("9.1", welch)
+check("11.1", welch)
 
 # %% [markdown]
 # ## How well does it read, and compared with what?
@@ -79,8 +93,20 @@ wb.plot(probes)
 # That is the picture to remember: an accuracy never stands alone. Grey are shuffled labels, brown random
 # features (16 of them), each with the range of its ten draws.
 #
-# **Exercise 9.2** (easy). In layer 2, how much better are the chosen features than random ones, for each k?
+# **Exercise 11.2** (easy). In layer 2, how much better are the chosen features than random ones, for each k?
 # Give chosen minus the mean of the ten draws.
+#
+# <details><summary>Hint</summary>
+#
+# Ten of the controls are called `random-features-0` to `random-features-9`.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `accuracy.sel(layer=2)`: its entry `control="none"` minus the mean over those ten.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -90,7 +116,7 @@ advantage = (in_layer.sel(control="none") - random).values
 # STUDENT
 # advantage = ...
 # END
-check("9.2", advantage)
+check("11.2", advantage)
 
 # %% [markdown]
 # ## A perfect score on held-out prompts
@@ -102,8 +128,21 @@ check("9.2", advantage)
 # `probes.direction("number", layer=…, k=…)` is the probe as a vector [d_model]; with `intercept` it gives a
 # logit, positive for the *last* of `labels.concept("number").classes`.
 #
-# **Exercise 9.3** (medium). What is the accuracy of the k=16 probes on the 200 corrupt prompts, layer by
+# **Exercise 11.3** (medium). What is the accuracy of the k=16 probes on the 200 corrupt prompts, layer by
 # layer? Label the corrupt prompts by their own subjects.
+#
+# <details><summary>Hint</summary>
+#
+# The probe is a vector and an intercept; its logit says the class. Whose labels, and whose activations?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# `corrupt["resid_post", layer].at("END").double() @ probes.direction("number", layer=layer, k=16)` plus the
+# intercept of that layer and k; above 0 is the second class. Compare with labels made of `corrupt`.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -119,7 +158,7 @@ for layer in range(4):
 # STUDENT
 # moved = ...
 # END
-check("9.3", moved)
+check("11.3", moved)
 
 # %% [markdown]
 # In every clean prompt of this task the noun at END has the other number than the subject:
@@ -172,7 +211,19 @@ assert fair_accuracy.sel(k=4, layer=3).min() > 0.98
 # moves. The control: random directions drawn from the same activations. Exchanging a direction in which
 # activations vary a lot changes a lot, whatever the concept.
 #
-# **Exercise 9.4** (medium). Write the swap: `x` and `other` are [example, d], `direction` [d] has any length.
+# **Exercise 11.4** (medium). Write the swap: `x` and `other` are [example, d], `direction` [d] has any length.
+#
+# <details><summary>Hint</summary>
+#
+# Only the part along the direction changes. A direction twice as long is the same direction.
+#
+# <details><summary>Nearly the answer</summary>
+#
+# With `unit = direction / direction.norm()`: add `((other - x) @ unit)[:, None] * unit` to `x`.
+#
+# </details>
+#
+# </details>
 
 
 # %%
@@ -188,7 +239,7 @@ def swap(x, other, direction):
 # END
 
 
-check("9.4", swap)
+check("11.4", swap)
 
 # %% [markdown]
 # `wb.causal_check` does it. `used` is 1 where the effect is at least 1 % of the whole difference between the
@@ -263,8 +314,21 @@ def probed(head):
 print("can be read in head 0:", float(probed(0).results["accuracy"].squeeze()))
 
 # %% [markdown]
-# **Exercise 9.5** (hard). Which head of layer 1 (`a1.0`, `a1.1`, `a1.2`) is used, and which is the decoy?
+# **Exercise 11.5** (hard). Which head of layer 1 (`a1.0`, `a1.1`, `a1.2`) is used, and which is the decoy?
 # `causal_check` takes `concept="answer"`, `kind="z"` and `stores=runs`.
+#
+# <details><summary>Hint</summary>
+#
+# Which heads can be read at all? Of those, which does the model read?
+#
+# <details><summary>Nearly the answer</summary>
+#
+# For each head `wb.causal_check(probed(head), planted.model, answer_pairs, concept="answer", kind="z",
+# stores=runs)`: both heads have an accuracy above 0.9, and `used` at the edit `swap` tells them apart.
+#
+# </details>
+#
+# </details>
 
 # %%
 # SOLUTION
@@ -278,7 +342,7 @@ for head in range(3):
 # STUDENT
 # verdicts = {"used": ..., "decoy": ...}
 # END
-check("9.5", verdicts)
+check("11.5", verdicts)
 
 # %% [markdown]
 # ## What could be wrong with this conclusion?
@@ -308,3 +372,6 @@ assert abs(whole.mean("example").values[0]) > 10 * abs(whole.mean("example").val
 # arXiv 1610.01644; Hewitt & Liang, *Designing and Interpreting Probes with Control Tasks*, arXiv 1909.03368;
 # Elazar et al., *Amnesic Probing*, arXiv 2006.00995; Gurnee et al., *Finding Neurons in a Haystack: Case
 # Studies with Sparse Probing*, arXiv 2305.01610.
+#
+# **You may not conclude** that a model uses a concept because a probe reads it, nor that it does not
+# because one direction is idle.
