@@ -6,6 +6,7 @@ import xarray as xr
 
 import workbench as wb
 from workbench.errors import EditError, SiteError, UnknownName
+from workbench.names import SCORE_METHODS
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +24,26 @@ def stores(model, pairs):
     return wb.capture_pairs(model, pairs, progress=False)
 
 
-@pytest.fixture(scope="module")
-def values(stores):
+def values_of(stores):
+    """Name → the value that it stands for, of the clean run."""
     clean, corrupt = stores
     return {
         None: wb.from_store(corrupt), "corrupt": wb.from_store(corrupt), "zero": wb.zero(), "mean": wb.mean(clean),
         "resample": wb.resample(clean), "constant:0.5": wb.constant(0.5), "scale:0.5": wb.scale(0.5),
     }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def values(stores):
+    return values_of(stores)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A model whose circuits run in no time, its pairs and the values of these."""
+    known = wb.planted("induction", n=8)
+    pairs = wb.planted_pairs(known)
+    return known.model, pairs, values_of(wb.capture_pairs(known.model, pairs, progress=False))
 
 
 def test_effects_of_a_name_are_those_of_its_value(model, pairs, stores, values):
@@ -51,14 +65,15 @@ def test_effects_of_a_name_are_those_of_its_value(model, pairs, stores, values):
     np.testing.assert_array_equal(ablated, same)
 
 
-def test_circuits_of_a_name_are_those_of_its_value(model, pairs, values):
+def test_circuits_of_a_name_are_those_of_its_value(small):
+    model, pairs, values = small
     quiet = {"progress": False}
     for name in (None, "mean"):
         scores = wb.score_edges(model, pairs, value=name, **quiet)
         xr.testing.assert_equal(scores, wb.score_edges(model, pairs, value=values[name], **quiet))
         nodes = wb.score_nodes(model, pairs, value=name, method="gradient", **quiet)
         assert nodes.attrs["value_name"] == (name or "corrupt")
-        circuit = wb.find_circuit(scores, n_edges=60)
+        circuit = wb.find_circuit(scores, n_edges=12)
         by_name = wb.evaluate(circuit, model, pairs, value=name, checks=(), **quiet)
         xr.testing.assert_equal(
             by_name, wb.evaluate(circuit, model, pairs, value=values[name], checks=(), **quiet)
@@ -78,6 +93,20 @@ def test_circuits_of_a_name_are_those_of_its_value(model, pairs, values):
     assert "value_from" not in wb.score_edges(model, pairs, value={"mean": "mean"}, **quiet).attrs
     missed = wb.minimality(circuit, model, pairs, value="zero", **quiet)
     assert missed.attrs["value"] == missed.attrs["value_name"] == "zero"
+
+
+@pytest.mark.parametrize("method", sorted(set(SCORE_METHODS) - {"exact", "conditional", "random"}))
+def test_every_method_finds_what_it_reads_of_a_value(small, method):
+    model, pairs, values = small
+    arguments = {"method": method, "steps": 2, "progress": False}
+    scores = wb.score_edges(model, pairs, value="resample", **arguments)
+    xr.testing.assert_equal(scores, wb.score_edges(model, pairs, value=values["resample"], **arguments))
+
+
+def test_a_mask_is_trained_with_a_value_by_name(small):
+    model, pairs, _ = small
+    circuit = wb.learn_circuit(model, pairs, value="corrupt", n_edges=12, steps=2, restarts=0, progress=False)
+    assert circuit.attrs["value_name"] == "corrupt"
 
 
 def test_kinds_and_words_stand_for_their_grids(model, pairs):

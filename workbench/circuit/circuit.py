@@ -3,7 +3,7 @@
 `Circuit.of` builds one and prunes dead ends. Set algebra and `restricted` do not prune: they are exact on
 edges, and a subset of a circuit need not run on its own. `pruned` is what is left of it when it runs.
 
-A circuit knows no model and runs nothing: `evaluation` measures it, `render` draws it.
+A circuit knows no model and runs nothing: `evaluation` measures it, `render` draws it, `hub` shares it.
 """
 
 import json
@@ -36,6 +36,7 @@ from workbench.circuit.components import (
 )
 from workbench.circuit.document import CircuitDocument, read_document, write_document
 from workbench.circuit.graph import Graph
+from workbench.circuit.hub import OnHub
 from workbench.circuit.selection import edges_by_class, select_edges
 from workbench.circuit.tables import component_graph, edge_table, score_array
 from workbench.errors import CircuitError, warn
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 @checked
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(OnHub):
     """Edges of a graph. Build a circuit with `Circuit.of`, which prunes dead ends.
 
     Circuits of one graph are sets: `a | b`, `a & b`, `a - b`, `a ^ b`, `~a`, `a <= b`, exact on edges. The
@@ -118,14 +119,13 @@ class Circuit:
             edges = matrix
         chosen = yes_or_no(graph, edges) & graph.exists
         roles = check_labels(graph, labels or {})
-        prompts = frozenset(prompt_ids)
         n_requested, left = int(chosen.sum()), graph.prune(chosen)
         if mostly_dead_ends(n_requested, int(left.sum())):
             warn(
                 f"Of {n_requested:,} edges of this circuit {int(left.sum()):,} are left: the others are "
                 f"{dead_ends_text(graph)}. A head needs an edge into it and one out of it."
             )
-        return cls(graph, left, scores, n_requested, attrs or {}, prompts, roles)
+        return cls(graph, left, scores, n_requested, attrs or {}, frozenset(prompt_ids), roles)
 
     @classmethod
     @checked
@@ -421,7 +421,7 @@ class Circuit:
     def to_scores(self) -> xr.DataArray:
         """The scores as `score_edges` returns them, so that `find_circuit` can cut them to another size.
 
-        Scores that were read from another tool's file are cut in this way too.
+        Of a circuit from a file: those that the file has; `save(..., all_scores=True)` writes those of all edges.
 
         Raises:
             CircuitError: it has no scores.

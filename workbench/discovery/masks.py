@@ -22,7 +22,7 @@ from workbench.discovery.gradient_scores import gradient_scores
 from workbench.discovery.score_arrays import finite_matrix_of, graph_of, is_number
 from workbench.discovery.search import best_first, first_edges, grown
 from workbench.engine.circuits import CircuitBatch, Circuits
-from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
+from workbench.engine.given_values import GivenValue, given_value, name_attrs, scored_sites
 from workbench.engine.hooked.forward import check_gradients_pass
 from workbench.errors import CircuitError, MetricError, UnknownName, unwarned, warn
 from workbench.metrics.metric import GivenMetric, metric_for
@@ -129,7 +129,7 @@ def learn_circuit(
     target, most = (n_edges, graph.n_edges) if on == "edges" else (n_nodes, len(graph.writers) - 1)
     if not (type(target) is int and 0 < target <= most):
         raise CircuitError(f"learn_circuit: n_{on}={target}; this graph has {most} {on}.")
-    patched = given_value(value, model, pairs, sites=writer_sites(graph), budget=budget)
+    patched = given_value(value, model, pairs, sites=scored_sites(graph), budget=budget)
     runs = Circuits(model, graph, pairs, value=patched, metric=measure, budget=budget)
     graph = runs.graph
     losses = _Losses(runs)

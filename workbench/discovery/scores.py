@@ -24,7 +24,7 @@ from workbench.discovery.settled import settled_scores
 from workbench.engine.circuits import Circuits
 from workbench.engine.continuations import graph_as_run
 from workbench.engine.counterfactuals import pairs_for
-from workbench.engine.given_values import GivenValue, given_value, name_attrs, writer_sites
+from workbench.engine.given_values import GivenValue, given_value, name_attrs, scored_sites
 from workbench.engine.nodes import writer
 from workbench.errors import CircuitError, MetricError, UnknownName, WorkbenchError
 from workbench.interventions.effects import effects
@@ -143,7 +143,7 @@ def score_edges(
             f"With method={method!r} name them: positions=[...] gives every edge a score at each."
         )
     measure = metric_for(metric, pairs)
-    patched = given_value(value, model, pairs, sites=writer_sites(graph), budget=budget)
+    patched = given_value(value, model, pairs, sites=scored_sites(graph), budget=budget)
     circuits = Circuits(model, graph, pairs, value=patched, metric=measure, budget=budget)
     graph = circuits.graph
     _check_one_token(method, measure)
@@ -283,7 +283,7 @@ def score_nodes(
         raise UnknownName("keep", unknown[0], ("example",))
     measure = metric_for(metric, pairs)
     # Made once: the edge methods, the effects and the dead ends of the graph are all of it.
-    patched = given_value(value, model, pairs, sites=writer_sites(Graph.of(model)), budget=budget)
+    patched = given_value(value, model, pairs, sites=scored_sites(Graph.of(model)), budget=budget)
     shared: dict[str, Any] = {"value": patched, "metric": measure, "budget": budget, "progress": progress}
     if steps is not None:
         shared["steps"] = steps

@@ -88,3 +88,8 @@ def writer_sites(graph: Graph) -> list[Site]:
     """
     keys = dict.fromkeys(writer(name, graph.shape).site.key for name in graph.writers)
     return [Site(*key) for key in keys]
+
+
+def scored_sites(graph: Graph) -> list[Site]:
+    """What scores of edges read of a value: `writer_sites`, and the embeddings that a path of inputs leads along."""
+    return [Site("embed"), *writer_sites(graph)]
