@@ -109,7 +109,9 @@ def run_sweep(
         dry_run: return a `SweepCost`: what there is to do; nothing is written.
         extend: add the jobs of another spec to a folder.
         retries: how often a job that failed, in this run or in an earlier one, is tried again by this call.
-        on_row: called with each row as it comes, for example to send it to an experiment tracker.
+        on_row: called with each row once it is on the disk, for example to send it to an experiment tracker. A row is
+            a dict: `status` ("done", ...), `what` (the site), `values` and `m_base` (by example), `seconds`, and the
+            setting. What it raises is told and stops nothing.
         command: what runs the sweep, for its report; by default the command line of the script, or "Python"
             where there is none.
         trust: run code that the spec names, as in `metrics: ["mine:my_metric"]`. None runs it where the spec
