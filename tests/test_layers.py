@@ -11,7 +11,7 @@ import workbench
 
 PACKAGE = Path(workbench.__file__).parent
 FOLDERS = (
-    "errors names finite text arguments files documents checksums netcdf resources nodes sites results "  # single modules
+    "errors names finite text arguments files documents checksums netcdf resources kinds nodes sites results "  # single modules
     "statistics backends cache progress "
     "models prompts metrics planted_models tasks stores circuit engine experiment "
     "interventions lenses probes discovery evaluation sweeps render workflows studies course cli"

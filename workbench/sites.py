@@ -1,8 +1,6 @@
 """Places in a transformer, and their names. A site says *where*; it never knows what is done there.
 
-Read `Site`, then `grid`; `Node` and `Edge` are those of `nodes.py`. One row of `KINDS` per kind of activation
-replaces every per-kind setter: the TransformerLens hook it is read from and written to, the words of its
-axes, and its role in the graph. Sites, edges and nodes have one string form each, which one parser reads:
+Read `Site`, then `grid`; `Node` and `Edge` are those of `nodes.py`, `KINDS` is that of `kinds.py`. Sites, edges and nodes have one string form each, which one parser reads:
 `z[9.6]`, `z[9.6]@END`, `resid_pre[4]@3`, `mlp_post[2:113]`, `pattern[5.2]@7<-3`; `a9.9->a10.7<q>`; `a9.6<q>`.
 """
 
@@ -16,7 +14,11 @@ from itertools import product
 from typing import Any, Literal
 
 from workbench.arguments import checked
-from workbench.errors import SiteError, UnknownName
+from workbench.errors import SiteError
+from workbench.kinds import KINDS as KINDS
+from workbench.kinds import WORDS as WORDS
+from workbench.kinds import Kind as Kind
+from workbench.kinds import kind_named as kind_named
 from workbench.names import KindName
 from workbench.nodes import NUMBER, POSITION, as_position, is_position
 from workbench.nodes import Edge as Edge
@@ -26,71 +28,6 @@ from workbench.nodes import split_position as split_position
 
 Key = tuple[str, int | None]
 """Which whole activation: (kind, layer)."""
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of activation.
-
-    Attributes:
-        hook: TransformerLens' name of the hook point, with `{layer}`.
-        axes: the words of its dimensions.
-        role: its part in the graph.
-    """
-
-    name: str
-    hook: str
-    axes: tuple[str, ...]
-    role: Literal["writer", "reader", "stream", "inside", "output"]
-
-    @property
-    def per_layer(self) -> bool:
-        """Whether every layer has one."""
-        return "{layer}" in self.hook
-
-    @property
-    def unit(self) -> str | None:
-        """The axis that a site may pick one of: `head`, `kv_head`, `neuron` or none."""
-        return next((axis for axis in self.axes if axis in ("head", "kv_head", "neuron")), None)
-
-
-# Axis words are the same in sites, grids, stores and results.
-_STREAM, _HEAD, _KV = ("example", "pos", "d_model"), ("example", "pos", "head", "d_head"), "kv_head"
-_PATTERN = ("example", "head", "query_pos", "key_pos")
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Kind("embed", "hook_embed", _STREAM, "writer"),
-        Kind("pos_embed", "hook_pos_embed", _STREAM, "writer"),
-        Kind("resid_pre", "blocks.{layer}.hook_resid_pre", _STREAM, "stream"),
-        # TransformerLens' own resid_mid is the MLP's branch only: ours is resid_pre + attn_out, edited
-        # through attn_out.
-        Kind("resid_mid", "blocks.{layer}.hook_attn_out", _STREAM, "stream"),
-        Kind("resid_post", "blocks.{layer}.hook_resid_post", _STREAM, "stream"),
-        Kind("attn_out", "blocks.{layer}.hook_attn_out", _STREAM, "writer"),
-        Kind("mlp_out", "blocks.{layer}.hook_mlp_out", _STREAM, "writer"),
-        Kind("q", "blocks.{layer}.attn.hook_q", _HEAD, "reader"),
-        Kind("k", "blocks.{layer}.attn.hook_k", ("example", "pos", _KV, "d_head"), "reader"),
-        Kind("v", "blocks.{layer}.attn.hook_v", ("example", "pos", _KV, "d_head"), "reader"),
-        Kind("z", "blocks.{layer}.attn.hook_z", _HEAD, "writer"),
-        Kind("pattern", "blocks.{layer}.attn.hook_pattern", _PATTERN, "inside"),
-        Kind("mlp_pre", "blocks.{layer}.mlp.hook_pre", ("example", "pos", "neuron"), "inside"),
-        Kind("mlp_post", "blocks.{layer}.mlp.hook_post", ("example", "pos", "neuron"), "inside"),
-        Kind("logits", "unembed.hook_out", ("example", "pos", "vocab"), "output"),
-    )
-}
-
-
-WORDS = {"heads": "z", "mlps": "mlp_out", "neurons": "mlp_post"}
-"""What components are called → the kind that holds what they write."""
-
-
-def kind_named(name: str, *, words: bool = False) -> Kind:
-    """The row of `KINDS`, or an error with near matches; with `words` also that of one of `WORDS`."""
-    known = [*KINDS, *WORDS] if words else list(KINDS)
-    if not isinstance(name, str) or name not in known:
-        raise UnknownName("kind", name, known)
-    return KINDS[WORDS.get(name, name)]
 
 
 @dataclass(frozen=True)

@@ -153,40 +153,78 @@ class _ProjectBound(Bound):
 def from_store(store: ActivationStore, *, allow_self: bool = False, other_model: bool = False) -> Value:
     """The activations of the other run of the same pairs, matched by prompt id (activation patching).
 
-    Answers of several tokens, which have no counterpart in the other run, are left unchanged.
+    Every token gets what the other prompt of its pair has at the same index; a site at a named position gets what
+    the other prompt has at its own position of that name. Answers of several tokens, which have no counterpart in
+    the other run, are left unchanged. By name: "corrupt" where the clean run is edited, "clean" where the corrupt
+    one is.
+
+    It misleads where the pair differs in more than what is asked about: then the effect is that of all differences
+    together. What both prompts have in common is never found, even if the model uses it.
 
     Args:
+        store: of the other run, with the kinds that are edited: `clean, corrupt = wb.capture_pairs(model, pairs)`.
         allow_self: permits the store of the run that is edited.
         other_model: permits a store of another checkpoint of the same shape.
 
     Raises: (when it is used)
         StoreError: the store is of another model, or does not hold these prompts.
         EditError: it holds the very run that is edited.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> clean, corrupt = wb.capture_pairs(model, pairs, sites=["z"])
+    >>> wb.effects(model, pairs, sites="heads", value=wb.from_store(corrupt)).attrs["value"]
+    'from_store'
     """
     return FromStore(store, allow_self, other_model)
 
 
 @checked
 def zero() -> Value:
-    """Zeros (zero ablation).
+    """Zeros, of the shape of the site (zero ablation).
 
-    Without a position, this value, `constant`, `scale`, `add` and `mean(per="dataset")` are also written at
-    the tokens of answers of several tokens: what is ablated stays ablated while the answer is read.
+    Nothing is read from a run, so that prompts may differ in length at named positions. By name: "zero". Without
+    a position, this value, `constant`, `scale`, `add` and `mean(per="dataset")` are also written at the tokens of
+    answers of several tokens: what is ablated stays ablated while the answer is read.
+
+    It misleads where zero is far from everything that the site ever holds: the rest of the model then sees inputs
+    that it was never trained on, and much of the effect is that. Compare it with "mean", "resample" or "optimal".
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> wb.effects(model, wb.load_task("ioi", model, n=4), sites=["z[3.1]"], value=wb.zero()).attrs["value"]
+    'zero'
     """
     return Zero()
 
 
 @checked
 def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "dataset") -> Value:
-    """The store's mean activation (mean ablation).
+    """The store's mean activation, the same for every prompt of the edited run (mean ablation).
+
+    The store may be of any prompts of the model, as of a corpus: what all of them have in common is kept, and what
+    sets single prompts apart is taken away. By name, "mean" is over the edited run's own prompts. NaN rows (a
+    position that a prompt lacks) are left out of the average.
+
+    It misleads where the mean mixes kinds of prompts: it is then an activation that no prompt has, and what all
+    prompts of the store share, such as the task itself, is not ablated at all.
 
     Args:
+        store: any prompts, with the kinds that are edited.
         per: "dataset": over all rows but BOS. "pos": per position, the same index or name; the tokens of
             an answer after the prompt are then left unchanged.
 
     Raises:
         UnknownName: an unknown `per`.
         StoreError: no store; when it is used, a store of another model.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> store = wb.capture(model, pairs.clean, sites=["mlp_out"])
+    >>> wb.effects(model, pairs, sites="mlps", value=wb.mean(store, per="pos")).attrs["value"]
+    'mean(pos)'
     """
     if per not in ("dataset", "pos"):
         raise UnknownName("per", per, ("dataset", "pos"))
@@ -197,28 +235,104 @@ def mean(store: ActivationStore, *, per: Literal["dataset", "pos"] | str = "data
 def resample(store: ActivationStore, seed: int = 0) -> Value:
     """The activations of one other prompt of equal length per example, the same donor for every site.
 
-    Answers of several tokens are left unchanged.
+    So what is written is always something that the model computed on a real prompt. By name, "resample" takes
+    donors among the edited run's own prompts, with seed 0. Answers of several tokens are left unchanged.
+
+    It misleads where the store holds few prompts of a length: one donor then stands for all others, and the number
+    depends on the seed. Take several seeds, or `mean`.
+
+    Args:
+        store: of the donors, with the kinds that are edited; it needs another prompt of every length.
+        seed: chooses the donors, from the seed and the prompt alone: the other prompts of a batch do not matter.
+
+    Raises: (when it is used)
+        StoreError: the store is of another model.
+        EditError: it has no other prompt of a prompt's length.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=8)
+    >>> store = wb.capture(model, pairs.clean, sites=["z"])
+    >>> wb.effects(model, pairs, sites="heads", value=wb.resample(store, seed=1)).attrs["value"]
+    'resample(seed=1)'
     """
     return Resample(store, seed)
 
 
 @checked
 def constant(content: Any) -> Value:
-    """A given number or tensor that fits the site's last axes. Raises `EditError` for all but numbers."""
+    """A given number or tensor, the same at every token of every prompt.
+
+    A number fills the site; a tensor is broadcast over its last axes: [d_head] for one head, [d_model] for a
+    stream, [pos, d_model] for prompts of one length. By name a number alone: "constant:0.5".
+
+    It misleads as `zero` does, where the content is far from what the site ever holds.
+
+    Args:
+        content: a number, a tensor, an array or lists of numbers.
+
+    Raises:
+        EditError: something else than numbers; when it is used, a tensor that does not fit the site.
+
+    >>> import torch, workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> value = wb.constant(torch.zeros(model.cfg.d_head))
+    >>> wb.effects(model, pairs, sites=["z[3.1]"], value=value).attrs["value"]
+    'constant'
+    """
     _check_numbers("constant", content)
     return Constant(content)
 
 
 @checked
 def add(vector: Any) -> Value:
-    """The current activation plus a vector (steering). Raises `EditError` for all but numbers."""
+    """The current activation plus a vector, at every token that the site covers (steering).
+
+    "Current" is what the edited run holds there when the edit is made: of several edits in one run the later ones
+    see the earlier. It has no name, because a vector has none.
+
+    It misleads where the vector is long beside the activation: the model then reacts to the size and not to the
+    direction. Compare with a random vector of the same length.
+
+    Args:
+        vector: as wide as the site: [d_model] for a stream, [d_head] for a head.
+
+    Raises:
+        EditError: something else than numbers; when it is used, a vector that does not fit the site.
+
+    >>> import torch, workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> steering = wb.add(0.1 * torch.ones(model.cfg.d_model))
+    >>> wb.effects(model, pairs, sites=["resid_post[1]@END"], value=steering).shape
+    (4, 1)
+    """
     _check_numbers("add", vector)
     return Add(vector)
 
 
 @checked
 def scale(factor: Any) -> Value:
-    """The current activation times a number."""
+    """The current activation times a number: 0 is `zero()`, 1 changes nothing, 2 doubles what the site writes.
+
+    By name: "scale:0.5". "Current" is what the edited run holds there, as of `add`.
+
+    It misleads where a norm follows: of a stream that is scaled as a whole, the norm undoes most of it.
+
+    Args:
+        factor: a number.
+
+    Raises:
+        EditError: something else than a number; when it is used, a product that is not finite.
+
+    >>> import workbench as wb
+    >>> model = wb.load_model("tiny")
+    >>> pairs = wb.load_task("ioi", model, n=4)
+    >>> unchanged = wb.effects(model, pairs, sites=["z[3.1]"], value=wb.scale(1.0))
+    >>> bool((abs(unchanged) < 1e-4).all())
+    True
+    """
     # NaN is refused where it would be written, with the site's name.
     _check_numbers("scale", factor)
     return Scale(factor)
