@@ -54,8 +54,7 @@ def notebook(source: str, *, solution: bool) -> Any:
         names = _ATTACHED.findall(cell.source) if cell.cell_type == "markdown" else []
         if names:
             cell["attachments"] = {
-                name: {"image/svg+xml": base64.b64encode((HERE / name).read_bytes()).decode()}
-                for name in names
+                name: {"image/png": base64.b64encode((HERE / name).read_bytes()).decode()} for name in names
             }
     document.metadata = nbformat.from_dict(_KERNEL)
     document.nbformat, document.nbformat_minor = 4, 5
