@@ -571,7 +571,7 @@ def test_a_value_by_name_is_that_value():
     given = {"senders": ["a0.1", "m0"], "mlps": "frozen", "progress": False}
     named = path_effects(model, pairs, value="zero", **given)
     np.testing.assert_array_equal(named, path_effects(model, pairs, value=zero(), **given))
-    with pytest.raises(UnknownName, match="value='zer' is not known. Did you mean 'zero'"):
+    with pytest.raises(UnknownName, match=r"value='zer' is not known\. Did you mean 'zero'"):
         path_effects(model, pairs, value="zer", **given)
 
 
