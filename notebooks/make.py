@@ -70,7 +70,7 @@ def run(document: Any) -> Any:
     client = NotebookClient(
         document, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(HERE)}}
     )  # fmt: skip
-    client.execute(env=environment)
+    client.execute(env=environment | {"TQDM_DISABLE": "1"})
     clean(document.cells)
     document.metadata = nbformat.from_dict(_KERNEL)
     return document
