@@ -330,8 +330,8 @@ def test_alternatives_are_separated_by_bars(tiny):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": ""}, "table, row 1: the column 'answer' is empty."),
-        ({"clean": "  "}, "table, row 1: the column 'clean' is empty."),
+        ({"answer": ""}, "table, row 1: the column 'answer' is empty. Fill it, or leave the row out."),
+        ({"clean": "  "}, "table, row 1: the column 'clean' is empty. Fill it, or leave the row out."),
         (
             {"clean": "The wug near the cats"},
             "table, row 1, clean: the vocabulary has no 'wug'. Use words that the model knows (model.tokenizer.get_vocab()).",
@@ -377,8 +377,11 @@ def test_cells_with_bare_commas_are_refused(tiny, tmp_path):
             "table, row 1: clean and corrupt are the same, so nothing could make a difference.",
         ),
         ({"wrong": "are|is"}, "table, row 1: 'is' is both an answer and wrong."),
-        ({"answer": "|"}, "table, row 1: the column 'answer' is empty."),
-        ({"answer": 5}, "table, row 1: the column 'answer' is int, not text."),
+        ({"answer": "|"}, "table, row 1: the column 'answer' is empty. Fill it, or leave the row out."),
+        (
+            {"answer": 5},
+            "table, row 1: the column 'answer' is int, not text. Put it in quotes, or read the table with dtype=str.",
+        ),
     ],
 )
 def test_pairs_that_could_show_nothing_are_refused(tiny, change: dict, message: str):
@@ -428,7 +431,10 @@ def test_a_line_separator_within_a_string_ends_no_row(tiny, tmp_path):
 def test_an_empty_row_of_a_csv_is_named_and_a_blank_line_is_none(tiny, tmp_path):
     path, row = tmp_path / "p.csv", "The dog near the cats,The dogs near the cats,is,are\n"
     path.write_text(f"clean,corrupt,answer,wrong\n{row}\n,,,\n")
-    with pytest.raises(PromptError, match=re.escape("p.csv, row 2: the column 'clean' is empty.")):
+    with pytest.raises(
+        PromptError,
+        match=re.escape("p.csv, row 2: the column 'clean' is empty. Fill it, or leave the row out."),
+    ):
         PromptPairs.from_csv(tiny, path)
     path.write_text(f"clean,corrupt,answer,wrong\n{row}\n")
     assert len(PromptPairs.from_csv(tiny, path)) == 1
@@ -437,6 +443,16 @@ def test_an_empty_row_of_a_csv_is_named_and_a_blank_line_is_none(tiny, tmp_path)
         PromptPairs.from_csv(tiny, path)
     with pytest.raises(PromptError, match="There is no file"):
         PromptPairs.from_csv(tiny, tmp_path / "none.csv")
+
+
+def test_a_place_of_several_tokens_is_the_last_of_them(letters):
+    """A token of this vocabulary is a byte, and two of them make the last letter of the name."""
+    row = {"clean": "May met Zo\u00eb.", "corrupt": "Mae met Zo\u00eb.", "answer": "A", "wrong": "B"}
+    frame = pd.DataFrame([row | {"pos_NAME": "Zo\u00eb", "pos_MET": "met"}])
+    for bos in (False, True):
+        pairs = PromptPairs.from_dataframe(frame, letters, bos=bos)
+        assert (pairs.clean.at("MET") - int(bos)).tolist() == [len("May met") - 1]
+        assert (pairs.corrupt.at("NAME") - int(bos)).tolist() == [len("May met Zo\u00eb".encode()) - 1]
 
 
 def test_an_answer_of_two_tokens_needs_another_metric(tiny):

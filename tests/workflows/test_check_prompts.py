@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import workbench as wb
 from workbench.cli.app import app
-from workbench.errors import ArgumentError, PromptError
+from workbench.errors import PromptError
 from workbench.workflows.check_prompts import check_prompts
 
 GOOD = "The dog near the cats by the ship,The dogs near the cats by the ship,is,are\n"
@@ -37,7 +37,7 @@ def test_every_row_is_looked_at_and_the_good_ones_are_measured(tiny, mixed):
     unequal, empty, unknown = (problem.problem for problem in found.problems)
     assert unequal.startswith("clean has 6 tokens and corrupt 9: nothing against ")
     assert "Take words of as many tokens" in unequal
-    assert empty == "the column 'corrupt' is empty."
+    assert empty == "the column 'corrupt' is empty. Fill it, or leave the row out."
     assert unknown.startswith("clean: ")
     assert "zyzzyva" in unknown
     # Rows of unequal length can be read, and the model can be asked for them.
@@ -56,8 +56,20 @@ def test_a_file_that_is_no_table_of_pairs_is_refused_as_a_whole(tiny, tmp_path):
         path.write_text(contents)
         with pytest.raises(PromptError, match=told):
             check_prompts(tiny, path)
-    with pytest.raises(ArgumentError, match=r"neither a \.csv nor a \.jsonl"):
+    with pytest.raises(PromptError, match=r"is none of \.csv, \.tsv"):
         check_prompts(tiny, tmp_path / "table.txt")
+
+
+def test_repeated_rows_and_named_positions_are_told(tiny, tmp_path):
+    path = tmp_path / "places.csv"
+    rows = [GOOD, GOOD, GOOD.replace("ship", "river")]
+    path.write_text(
+        HEADER.replace("\n", ",pos_NOUN\n") + "".join(row.replace("\n", ",dog\n") for row in rows)
+    )
+    found = check_prompts(tiny, path)
+    assert [problem.row for problem in found.problems] == [2]
+    assert found.problems[0].problem.startswith("the same prompts as in row 1. Leave one out")
+    assert "named positions: NOUN (in 3 of 3 rows)" in str(found)
 
 
 def test_the_command_exits_with_1_where_a_row_has_a_problem(mixed, tmp_path):

@@ -154,7 +154,10 @@ def discover(
 def evaluate_circuit(
     circuit: CircuitName,
     task: Annotated[
-        str, typer.Option(help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.")
+        str,
+        typer.Option(
+            help="A task (workbench ls tasks), or a file of your own pairs (.csv, .jsonl, .parquet)."
+        ),
     ],
     model: Annotated[
         str | None,

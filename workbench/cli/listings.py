@@ -20,7 +20,9 @@ def measure(
     model: Annotated[str, typer.Argument(help="Embedded name, local Hugging Face directory, or Hub name.")],
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(help="Tasks, or .csv or .jsonl files of your own pairs; by default every task."),
+        typer.Argument(
+            help="Tasks, or files of your own pairs (.csv, .jsonl, .parquet); by default every task."
+        ),
     ] = None,
     n: Annotated[int, typer.Option("-n", "--n", help="Held-out prompts per behaviour.")] = 600,
     seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
@@ -50,7 +52,9 @@ def measure(
 
 
 def check(
-    prompts: Annotated[Path, typer.Argument(help="A .csv or .jsonl file of your own pairs.")],
+    prompts: Annotated[
+        Path, typer.Argument(help="A .csv, .tsv, .jsonl, .json or .parquet file of your own pairs.")
+    ],
     model: Annotated[str, typer.Option(help="Embedded name, local Hugging Face directory, or Hub name.")],
     as_json: Json = False,
     device: Device = None,
@@ -62,12 +66,13 @@ def check(
     Exits with 1 where a row has a problem.
     """
     import workbench as wb
-    from workbench.workflows.check_prompts import check_prompts
+    from workbench.workflows.check_prompts import check_prompts, positions_of
 
     found = check_prompts(wb.load_model(model, device=device, bos=bos), prompts, chat=chat)
     if as_json:
         contents = {"source": found.source, "model": found.model, "n": found.n}
         contents["problems"] = [asdict(problem) for problem in found.problems]
+        contents["positions"] = {} if found.pairs is None else positions_of(found.pairs)
         contents["competence"] = None if found.competence is None else _json_row(found.competence)
         say(json.dumps(contents), as_json=True)
     else:

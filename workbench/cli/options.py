@@ -38,7 +38,7 @@ Chat = Annotated[bool, typer.Option("--chat", help="Put each text into the token
 Task = Annotated[
     str,
     typer.Argument(
-        help="A task (workbench ls tasks), or a .csv or .jsonl file of your own pairs.",
+        help="A task (workbench ls tasks), or a file of your own pairs (.csv, .jsonl, .parquet).",
         autocompletion=completion("tasks"),
     ),
 ]

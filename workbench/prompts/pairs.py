@@ -21,14 +21,14 @@ import xxhash
 from jaxtyping import Int
 from torch import Tensor
 
-from workbench.arguments import checked
-from workbench.errors import PromptError, UnknownName
+from workbench.arguments import checked, shown
+from workbench.errors import ArgumentError, PromptError, UnknownName
 from workbench.models.fingerprint import model_fingerprint
 from workbench.models.load import model_name
 from workbench.models.model import Model
-from workbench.prompts.answers import answer_table, check_answers, padded_answers
+from workbench.prompts.answers import answer_table, check_answers
 from workbench.prompts.encoder import TextEncoder, all_begin_with
-from workbench.prompts.pair_tables import COLUMNS, FURTHER, check_row, is_text, read_table
+from workbench.prompts.pair_tables import encoded_table, read_table
 from workbench.prompts.prompts import Prompts
 from workbench.prompts.token_tables import Padding, token_rows
 from workbench.results import versions
@@ -344,105 +344,114 @@ class PromptPairs:
     @checked
     def from_dataframe(
         cls,
-        model: Model,
-        frame: pd.DataFrame,
+        model: Model | pd.DataFrame,
+        frame: pd.DataFrame | Model,
         *,
         joiner: str = " ",
         source: str = "table",
         bos: bool | None = None,
         chat: bool = False,
     ) -> "PromptPairs":
-        """Pairs from columns `clean, corrupt, answer, wrong`; alternatives in a cell are separated by `|`.
+        """Pairs from columns `clean, corrupt, answer, wrong`; the model and the table in either order.
 
-        Columns `corrupt2`, `corrupt3` and so on are more counterfactuals of the same clean prompts: they
-        become `further`. Prompt and answer are tokenised together, joined by `joiner` unless the answer
-        begins with a space; `joiner=""` takes the text as it stands.
+        * Several right or wrong answers stand in one cell with `|` between them, or are a list.
+        * Columns `corrupt2`, `corrupt3` and so on are more counterfactuals of the same clean prompts: `further`.
+        * A column `pos_S2` names a place of the clean prompt `S2`: a token's index (BOS counted), or a word or phrase
+          that is there once (its last token; `Mary#2` is the second Mary). Or mark it in the text: `[[S2:Mary]]`, in
+          capitals. The corrupt prompts have it at the same index, unless a column `pos_S2@corrupt` or a mark says
+          otherwise. An empty cell: this prompt has no such place.
+
+        Prompt and answer are tokenised together, joined by `joiner` unless the answer begins with a space;
+        `joiner=""` takes the text as it stands.
 
         Args:
-            bos: whether prompts begin with BOS; None: as chosen in `load_model`, else as the tokenizer adds
-                it.
+            source: what errors and results call the table.
+            bos: whether prompts begin with BOS; None: as chosen in `load_model`, else as the tokenizer adds it.
             chat: put each prompt into the tokenizer's chat template, as one message of a user.
 
         Raises:
+            ArgumentError: not a model and a table.
             PromptError: a column is missing, a cell is empty (row number named), a prompt is longer than the
-                context, a word is unknown, the prompt's own tokens change when the answer follows, two columns of
-                corrupt prompts are the same, or the tokenizer has no chat template.
+                context, a word is unknown, the prompt's own tokens change when the answer follows, a place is not
+                there or ambiguous, two columns of corrupt prompts are the same, or there is no chat template.
+
+        >>> import pandas as pd, workbench as wb
+        >>> row = {"clean": "The [[NOUN:dog]] near the cats", "corrupt": "The dogs near the cats"}
+        >>> frame = pd.DataFrame([row | {"answer": "is|was", "wrong": "are|were"}])
+        >>> pairs = wb.PromptPairs.from_dataframe(frame, wb.load_model("tiny"))
+        >>> pairs.clean.at("NOUN").tolist(), pairs.answers.shape[1]
+        ([2], 2)
         """
-        if frame.columns.nlevels > 1:
-            raise PromptError(f"{source} has columns of {frame.columns.nlevels} levels. Give each one name.")
-        repeated = frame.columns[frame.columns.duplicated()].tolist()
-        if repeated:
-            n_times = frame.columns.tolist().count(repeated[0])
-            raise PromptError(
-                f"{source} has the column {repeated[0]!r} {n_times} times. Give each column its own name."
-            )
-        missing = [name for name in COLUMNS if name not in frame.columns]
-        if missing:
-            has = ", ".join(map(str, frame.columns)) or "none"
-            raise PromptError(
-                f"{source} has no column {', '.join(missing)}. Needed: {', '.join(COLUMNS)}; it has: {has}."
-            )
-        if frame.empty:
-            raise PromptError(f"{source} has no rows.")
-        encode = TextEncoder(model, bos=bos, chat=chat)
-        corrupt = ["corrupt", *filter(FURTHER.fullmatch, filter(is_text, frame.columns))]
-        sides: dict[str, list[list[int]]] = {name: [] for name in ("clean", *corrupt)}
-        continuations: dict[str, list[list[list[int]]]] = {"answer": [], "wrong": []}
-        for number, row in enumerate(frame.to_dict("records"), start=1):
-            check_row(row, corrupt, f"{source}, row {number}")
-            for name in sides:
-                sides[name].append(encode.prompt(row[name], where=f"{source}, row {number}, {name}"))
-            for name in continuations:
-                cell = f"{source}, row {number}, {name}"
-                alternatives = []
-                for text in row[name].split("|"):
-                    if text.strip():
-                        tokens = encode.continuation(row["clean"], text, joiner=joiner, where=cell)
-                        alternatives.append(tokens)
-                continuations[name].append(alternatives)
-        provenance = {
-            "task": source, "n": len(frame), "tokenizer": encode.fingerprint, "bos": encode.bos, "chat": chat,
-        }  # fmt: skip
-        prompts = {name: encode.prompts(rows) for name, rows in sides.items()}
-        _check_distinct(prompts)
-        return cls(
-            prompts.pop("clean"),
-            prompts.pop("corrupt"),
-            padded_answers(continuations["answer"]),
-            padded_answers(continuations["wrong"]),
-            provenance,
-            prompts,
-        )
+        reader, rows = _model_first("from_dataframe", model, frame, pd.DataFrame)
+        table = encoded_table(reader, rows, joiner=joiner, source=source, bos=bos, chat=chat)
+        _check_distinct(table.sides)
+        sides = dict(table.sides)
+        clean, corrupt = sides.pop("clean"), sides.pop("corrupt")
+        return cls(clean, corrupt, table.answers, table.wrong, table.provenance, sides)
+
+    @classmethod
+    @checked
+    def from_file(
+        cls,
+        model: Model | str | Path,
+        path: str | Path | Model,
+        *,
+        joiner: str = " ",
+        bos: bool | None = None,
+        chat: bool = False,
+    ) -> "PromptPairs":
+        """Pairs from a .csv, .tsv, .jsonl, .json or .parquet file; the model and the path in either order.
+
+        Columns (or keys), arguments and errors are as in `from_dataframe`. Other encodings and separators, as
+        spreadsheets write them, are recognised; a warning says so.
+        """
+        reader, file = _model_first("from_file", model, path, str | Path)
+        frame = read_table(file)
+        return cls.from_dataframe(reader, frame, joiner=joiner, source=Path(file).name, bos=bos, chat=chat)
 
     @classmethod
     @checked
     def from_csv(
         cls,
-        model: Model,
-        path: str | Path,
+        model: Model | str | Path,
+        path: str | Path | Model,
         *,
         joiner: str = " ",
         bos: bool | None = None,
         chat: bool = False,
     ) -> "PromptPairs":
-        """Pairs from a CSV file with a header; columns, arguments and errors as in `from_dataframe`."""
-        frame = read_table(path, "csv")
-        return cls.from_dataframe(model, frame, joiner=joiner, source=Path(path).name, bos=bos, chat=chat)
+        """Pairs from a CSV file with a header, whatever its suffix; the rest as in `from_file`."""
+        reader, file = _model_first("from_csv", model, path, str | Path)
+        frame = read_table(file, "csv")
+        return cls.from_dataframe(reader, frame, joiner=joiner, source=Path(file).name, bos=bos, chat=chat)
 
     @classmethod
     @checked
     def from_jsonl(
         cls,
-        model: Model,
-        path: str | Path,
+        model: Model | str | Path,
+        path: str | Path | Model,
         *,
         joiner: str = " ",
         bos: bool | None = None,
         chat: bool = False,
     ) -> "PromptPairs":
-        """Pairs from a file with one JSON object per line; keys, arguments and errors as in `from_dataframe`."""
-        frame = read_table(path, "jsonl")
-        return cls.from_dataframe(model, frame, joiner=joiner, source=Path(path).name, bos=bos, chat=chat)
+        """Pairs from a file with one JSON object per line, whatever its suffix; the rest as in `from_file`."""
+        reader, file = _model_first("from_jsonl", model, path, str | Path)
+        frame = read_table(file, "jsonl")
+        return cls.from_dataframe(reader, frame, joiner=joiner, source=Path(file).name, bos=bos, chat=chat)
+
+
+def _model_first(call: str, first: Any, second: Any, kind: Any) -> tuple[Any, Any]:
+    """A model and what it reads, in this order, from two arguments in either order."""
+    if isinstance(first, kind) and not isinstance(second, kind):
+        first, second = second, first
+    if isinstance(first, kind) or not isinstance(second, kind):
+        what = "a table" if kind is pd.DataFrame else "a path"
+        raise ArgumentError(
+            f"PromptPairs.{call} takes a model and {what}, in either order; given: {shown(first)}, {shown(second)}."
+        )
+    return first, second
 
 
 def _side(

@@ -18,6 +18,7 @@ from workbench.models.load import load_model
 from workbench.models.model import Model
 from workbench.planted_models.pairs import planted_pairs
 from workbench.planted_models.planted import planted
+from workbench.prompts.pair_tables import KINDS_OF_FILE
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Site
 from workbench.stores.store import ActivationStore
@@ -140,11 +141,10 @@ def _pairs(setting: JobSetting, model: Model) -> PromptPairs:
     path = Path(setting.task)
     if variant := planted_variant(setting.model):
         return planted_pairs(planted(variant), n=setting.n, seed=setting.seed, split=setting.split)
-    if path.suffix not in (".csv", ".jsonl"):
+    if path.suffix.lower() not in KINDS_OF_FILE:
         return load_task(
             setting.task, model, n=setting.n, seed=setting.seed, split=setting.split, variant=setting.variant
         )
-    readers = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
-    train, heldout = readers[path.suffix](model, path).split(seed=setting.seed)
+    train, heldout = PromptPairs.from_file(model, path).split(seed=setting.seed)
     half = {"train": train, "heldout": heldout}[setting.split]
     return half.select(range(min(setting.n, len(half))))

@@ -19,6 +19,7 @@ from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.answers import padded_answers
 from workbench.prompts.encoder import TextEncoder
+from workbench.prompts.pair_tables import KINDS_OF_FILE
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, vocabulary
@@ -32,7 +33,7 @@ _MOST = 1_000_000
 Split = Literal["train", "heldout"] | str
 
 
-PAIR_READERS = {".csv": PromptPairs.from_csv, ".jsonl": PromptPairs.from_jsonl}
+PAIR_READERS = dict.fromkeys(KINDS_OF_FILE, PromptPairs.from_file)
 """Suffix of a file of pairs → what reads it."""
 
 
@@ -51,7 +52,8 @@ def load_task(
     """Distinct prompt pairs of a task, the same for the same arguments; or pairs of your own.
 
     Args:
-        name: a task; or a .csv or .jsonl file of your own pairs, or a table, as in `PromptPairs.from_dataframe`.
+        name: a task; or a file of your own pairs (.csv, .tsv, .jsonl, .json, .parquet), or a table, as in
+            `PromptPairs.from_dataframe`.
         n: how many pairs; None: 64 of a task, and all of your own.
         seed: of a task.
         split: of a task, "train" or "heldout"; no prompt, clean or corrupt, is in both. For `tiny`, "heldout" prompts
@@ -240,7 +242,7 @@ def _corrupted(
 def pairs_of(
     task: str, model: Model, *, n: int, seed: int = 0, split: str = "train", variant: str | None = None
 ) -> PromptPairs:
-    """The pairs of a task by name, or of a .csv or .jsonl file.
+    """The pairs of a task by name, or of a file of pairs.
 
     Of a file they are all the pairs: `n`, `seed`, `split` and `variant` are for tasks.
     """

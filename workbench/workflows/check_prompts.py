@@ -8,21 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from workbench.errors import ArgumentError, PromptError
+from workbench.errors import PromptError
 from workbench.models.load import model_name
 from workbench.models.model import Model
 from workbench.prompts.pair_tables import read_table
 from workbench.prompts.pairs import PromptPairs
 from workbench.tasks.measure import Score, measure
-from workbench.tasks.registry import PAIR_READERS
 from workbench.text import listed, visible
 from workbench.workflows.verdict import competence_text, competence_warning
 
 WIDTH = 110
 """Columns of the text."""
+_REPEATED = "Leave one out: counted twice, a prompt makes intervals too narrow."
 SHOWN = 12
 """Problems that the text lists; the others are counted."""
 
@@ -82,21 +83,18 @@ class PromptsCheck:
 def check_prompts(
     model: Model, path: str | Path, *, joiner: str = " ", bos: bool | None = None, chat: bool = False
 ) -> PromptsCheck:
-    """Look at every row of a .csv or .jsonl file of pairs.
+    """Look at every row of a file of pairs.
 
     Args:
         joiner, bos, chat: as in `PromptPairs.from_dataframe`.
 
     Raises:
-        ArgumentError: a file of another kind.
-        PromptError: a file that is no table of pairs: without the columns, or without rows.
+        PromptError: a file that is no table of pairs: of another kind, without the columns, or without rows.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in PAIR_READERS:
-        raise ArgumentError(f"{str(path)!r} is neither a .csv nor a .jsonl file of pairs.")
-    frame, source = read_table(path, suffix.removeprefix(".")), Path(path).name
+    frame, source = read_table(path), Path(path).name
     readable: list[int] = []
     problems: list[RowProblem] = []
+    first_rows: dict[Any, int] = {}
     for place in range(len(frame)):
         try:
             pair = _read(model, frame.iloc[[place]], source, joiner, bos, chat)
@@ -107,6 +105,9 @@ def check_prompts(
                 raise
             problems.append(RowProblem(place + 1, text.lstrip(":, ")))
             continue
+        earlier = first_rows.setdefault((pair.clean.ids, pair.corrupt.ids), place + 1)
+        if earlier <= place:
+            problems.append(RowProblem(place + 1, f"the same prompts as in row {earlier}. {_REPEATED}"))
         readable.append(place)
         problems += [RowProblem(place + 1, text) for text in _unequal(pair)]
     if frame.empty:
@@ -150,6 +151,12 @@ def _pieces(tokens: Sequence[str]) -> str:
     return f"{visible(repr(''.join(tokens)))} ({'|'.join(map(visible, tokens))})"
 
 
+def positions_of(pairs: PromptPairs) -> dict[str, int]:
+    """Named position → in how many of the clean prompts it is; `END`, which all have, left out."""
+    at_names = {name: int((at >= 0).sum()) for name, at in pairs.clean.positions.items()}
+    return {name: n for name, n in at_names.items() if name != "END"}
+
+
 def _described(pairs: PromptPairs) -> list[str]:
     """How the readable rows are read: lengths, BOS, the first row's tokens, answers and corruptions."""
     shortest, longest = int(pairs.clean.lengths.min()), int(pairs.clean.lengths.max())
@@ -160,9 +167,14 @@ def _described(pairs: PromptPairs) -> list[str]:
     if max(n_tokens) > 1:
         answers = f"answers of {min(n_tokens)} to {max(n_tokens)} tokens, each read in a run of its own"
     first = "|".join(map(visible, pairs.clean.strings[0]))
+    places = "  named positions: none; name them in columns such as pos_S2, or in the text, [[S2:Mary]]"
+    if positions := positions_of(pairs):
+        counts = [f"{name} (in {n} of {len(pairs)} rows)" for name, n in positions.items()]
+        places = f"  named positions: {listed(map(visible, counts))}"
     return [
         f"  {shortest} to {longest} tokens, {'with' if pairs.clean.bos else 'without'} BOS; {answers}; measured by "
         f"{pairs.metric}",
         f"  corruptions: {listed(map(visible, pairs.counterfactuals))}",
+        places,
         f"  the tokens of the first row: {first}",
     ]

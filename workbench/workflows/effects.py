@@ -41,7 +41,7 @@ class Question:
     """What both commands have in common.
 
     Attributes:
-        task: a task's name, or a .csv or .jsonl file of pairs.
+        task: a task's name, or a file of pairs.
         n: pairs of a task.
         seed: of the prompts, and of resample.
         value: one of `VALUES`; None is the run that is not edited. `mean` and `resample` are over the run

@@ -68,7 +68,7 @@ def judge(
     """A circuit on the prompts of a task, under several values by name, with every check.
 
     Args:
-        task: a task's name, or a .csv or .jsonl file of pairs.
+        task: a task's name, or a file of pairs.
         values: names from `VALUES`, measured side by side; "corrupt" is every counterfactual of the pairs,
             by its name where there are several.
         seed: of the prompts, of resample, and of random circuits and sets.
