@@ -105,6 +105,7 @@ def test_a_trusted_notebook_is_interactive_in_either_theme(server, hostile, dark
         assert frame.inner_text("#detail h2") == f"{hostile.edges[0].writer} → {hostile.edges[0].reader}"
         frame.click("#to-position")
         assert HOSTILE[:13] in frame.locator("#position-0").text_content()
+        seen.wait("document.querySelectorAll('.panel details').length >= 2")
         seen.page.evaluate(
             "document.querySelectorAll('.panel details').forEach((fold) => { fold.open = true; })"
         )
@@ -130,6 +131,7 @@ def test_a_notebook_is_run_from_top_to_bottom(server, tmp_path):
             edges,
             edges,
         ]
+        seen.wait("document.querySelectorAll('.panel details').length >= 2")
         seen.page.evaluate(
             "document.querySelectorAll('.panel details').forEach((fold) => { fold.open = true; })"
         )
