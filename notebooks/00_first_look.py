@@ -35,7 +35,7 @@ my_prediction = ""
 # %% [markdown]
 # ## The parts
 #
-# ![A transformer as a line from left to right, the residual stream. Tokens are embedded into it; in each layer eight heads read it and add to it, then an MLP does; at the end the sum is normed and unembedded into logits.](attachment:transformer.svg)
+# ![A transformer as a line from left to right, the residual stream. Tokens are embedded into it; in each layer eight heads read it and add to it, then an MLP does; at the end the sum is normed and unembedded into logits.](attachment:transformer.png)
 #
 # Every lesson uses these names. Come back to the picture when one of them means nothing to you.
 

@@ -89,17 +89,22 @@ per_prompt = (seen.m_circuit - seen.m_empty) / (seen.m_full - seen.m_empty)
 wb.plot(claims["B"].circuit, title=f"Claim B: faithfulness {float(seen.faithfulness):.2f}")
 
 # %%
-import matplotlib.pyplot as plt
+from workbench.render.figures.canvas import Picture
 
-figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
-axes.hist(per_prompt.values, bins=np.arange(-0.3, 2, 0.1), color="#2369b0", edgecolor="white")
+figure = Picture(figsize=(6.4, 2.8), layout="constrained")
+axes = figure.subplots()
+axes.hist(per_prompt.values, bins=np.arange(-0.3, 2, 0.1), color="#94a3b8", edgecolor="white")
 axes.axvline(1, color="black", label="the model")
-axes.axvline(float(seen.faithfulness), color="#c2410c", linestyle="--", label="the claim's mean")
-axes.set(title="Claim B, prompt by prompt", xlabel="share of the prompt's own gap", ylabel="prompts")
+axes.axvline(float(seen.faithfulness), color="black", linestyle="--", label="the claim's mean")
+axes.set(
+    title="Claim B: few prompts are where their mean is",
+    xlabel="share of the prompt's own gap",
+    ylabel="prompts",
+)
 axes.legend()
 assert abs(float(seen.faithfulness) - 1) < 0.1
 assert float(np.mean(abs(per_prompt - 1) > 0.3)) > 0.3
-plt.show()
+figure
 
 # %% [markdown]
 # That is the picture to remember: two heaps, and the mean between them, where hardly any prompt is.

@@ -2,9 +2,11 @@
 
     python notebooks/diagram.py
 
-It has a background of its own, since a picture in a cell cannot know whether the notebook around it is dark.
+The notebook holds it as `transformer.png`, drawn by CairoSVG: JupyterLab shows no SVG that is attached to a cell. It has a background of its own, since a picture in a cell cannot know whether the notebook around it is dark.
 """
 
+import hashlib
+import io
 from html import escape
 from pathlib import Path
 
@@ -185,5 +187,26 @@ def drawing() -> str:
     )
 
 
+def mark(svg: str) -> str:
+    """What a PNG says of the SVG that it was drawn from."""
+    return hashlib.sha256(svg.encode()).hexdigest()
+
+
+def main() -> None:
+    import cairosvg
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    svg = drawing()
+    PLACE.write_text(svg, encoding="utf-8")
+    drawn = cairosvg.svg2png(bytestring=svg.encode(), output_width=2 * WIDTH)
+    info = PngInfo()
+    info.add_text("Source", mark(svg))
+    # Few colours are enough for lines and letters, and make a third of the bytes.
+    Image.open(io.BytesIO(drawn)).convert("RGB").quantize(64).save(
+        PLACE.with_suffix(".png"), pnginfo=info, optimize=True
+    )
+
+
 if __name__ == "__main__":
-    PLACE.write_text(drawing(), encoding="utf-8")
+    main()

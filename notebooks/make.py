@@ -1,11 +1,11 @@
 """Notebooks from their sources: `NN_name.py` here becomes `NN_name.ipynb` for students and `solutions/NN_name.ipynb`.
 
-    python notebooks/make.py [--run]
+    python notebooks/make.py [--run [NN_name ...]]
 
 A source is in percent format. What stands between `# SOLUTION` and `# STUDENT` is for the solutions only; the lines from there to
 `# END`, written as comments, are what a student finds instead. A picture `attachment:NAME` of a text cell is the
 file of that name here, and goes into the notebook. Solutions keep the outputs that they have; `--run` makes them
-anew (minutes).
+anew, of all or of the named ones (minutes).
 """
 
 import base64
@@ -54,8 +54,7 @@ def notebook(source: str, *, solution: bool) -> Any:
         names = _ATTACHED.findall(cell.source) if cell.cell_type == "markdown" else []
         if names:
             cell["attachments"] = {
-                name: {"image/svg+xml": base64.b64encode((HERE / name).read_bytes()).decode()}
-                for name in names
+                name: {"image/png": base64.b64encode((HERE / name).read_bytes()).decode()} for name in names
             }
     document.metadata = nbformat.from_dict(_KERNEL)
     document.nbformat, document.nbformat_minor = 4, 5
@@ -71,7 +70,7 @@ def run(document: Any) -> Any:
     client = NotebookClient(
         document, timeout=600, kernel_name="python3", record_timing=False, resources={"metadata": {"path": str(HERE)}}
     )  # fmt: skip
-    client.execute(env=environment)
+    client.execute(env=environment | {"TQDM_DISABLE": "1"})
     clean(document.cells)
     document.metadata = nbformat.from_dict(_KERNEL)
     return document
@@ -131,11 +130,12 @@ def places(path: Path) -> dict[bool, Path]:
 
 def main() -> None:
     (HERE / "solutions").mkdir(exist_ok=True)
+    named = [name for name in sys.argv[1:] if name != "--run"]
     for path in sources():
         source = path.read_text(encoding="utf-8")
         for solution, place in places(path).items():
             document = notebook(source, solution=solution)
-            if solution and "--run" in sys.argv:
+            if solution and "--run" in sys.argv and (not named or path.stem in named):
                 document = run(document)
             elif solution and place.exists():
                 document = with_outputs(document, nbformat.read(place, as_version=4))

@@ -37,6 +37,10 @@ _NOTEBOOK = "jupyterapp.shell.currentWidget.context"
 # Asked for again and again, since JupyterLab may replace the first panel: its promise `ready` is never kept then.
 _LOADED = f"!!jupyterapp.shell.currentWidget?.context && {_NOTEBOOK}.isReady"
 
+_NOT_SHOWN = (
+    "[...document.querySelectorAll('.jp-RenderedMarkdown img')].filter(i => !i.naturalWidth).map(i => i.alt)"
+)
+
 
 @dataclass
 class Opened(Seen):
@@ -58,7 +62,7 @@ class Ran:
 
     Attributes:
         cells: as they were saved, with their outputs.
-        errors: one line per cell that failed, with its number.
+        errors: one line per cell that failed, with its number, and per picture of a text that is not shown.
         pictures: of each cell, if a folder for them was named.
         requests: what the page asked for beyond the server.
         console: what the page said.
@@ -116,7 +120,14 @@ class Lab:
                 context.route(lambda url: not url.startswith(f"{self.url}/"), lambda route: route.abort())
                 page, ours = (
                     seen.page,
-                    (f"{self.url}/", f"{self.url}/".replace("http", "ws", 1), "data:", "blob:", "about:"),
+                    (
+                        f"{self.url}/",
+                        f"{self.url}/".replace("http", "ws", 1),
+                        "data:",
+                        "blob:",
+                        "about:",
+                        "attachment:",
+                    ),
                 )
                 note = lambda asked: asked.url.startswith(ours) or seen.requests.append(asked.url)  # noqa: E731
                 page.on("request", note)
@@ -206,7 +217,8 @@ def run_all(
         taken = [] if pictures is None else _pictures(page, pictures, Path(name).stem)
         page.evaluate(f"async () => {{ await {_NOTEBOOK}.sessionContext.shutdown(); }}")
         cells = json.loads((made.folder / name).read_text(encoding="utf-8"))["cells"]
-        return Ran(cells, errors_of(cells), taken, list(seen.requests), list(seen.console))
+        missing = [f"not shown: {text}" for text in page.evaluate(_NOT_SHOWN)]
+        return Ran(cells, errors_of(cells) + missing, taken, list(seen.requests), list(seen.console))
 
 
 def errors_of(cells: Sequence[Any]) -> list[str]:

@@ -119,7 +119,8 @@ def _checking(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     home = getattr(inspect.unwrap(function), "__globals__", call.__globals__)
     wrapper = types.FunctionType(call.__code__, home, function.__name__, None, call.__closure__)
     functools.update_wrapper(wrapper, function)
-    wrapper.__signature__ = shortened(inspect.signature(function))  # pyright: ignore[reportFunctionMemberAccess]
+    if not _are_types_checked():
+        wrapper.__signature__ = shortened(inspect.signature(function))  # pyright: ignore[reportFunctionMemberAccess]
     return wrapper
 
 
@@ -187,6 +188,11 @@ class _Short:
         text = short(self.annotation)
         # The default says it: `= None`.
         return text.removesuffix(" | None") if self.default is None else text
+
+
+def _are_types_checked() -> bool:
+    """Whether jaxtyping checks types at run time: it reads them from signatures, and needs them whole."""
+    return any("jaxtyping" in type(finder).__module__ for finder in sys.meta_path)
 
 
 def shortened(signature: inspect.Signature) -> inspect.Signature:

@@ -2,6 +2,7 @@
 writes them.
 """
 
+import json
 import runpy
 
 import pytest
@@ -114,6 +115,7 @@ def test_docstring_has_the_listed_edges_and_one_more():
 
 
 def test_they_are_listed():
-    text = CliRunner().invoke(app, ["ls", "circuits"], catch_exceptions=False).stdout
-    assert [line.split()[0] for line in text.splitlines()] == list(NAMES)
-    assert "962 edges. Wang et al." in text
+    text = CliRunner().invoke(app, ["ls", "circuits", "--json"], catch_exceptions=False).stdout
+    rows = {row["circuit"]: row for row in json.loads(text)}
+    assert list(rows) == list(NAMES)
+    assert (rows["ioi"]["edges"], rows["ioi"]["source"][:11]) == (962, "Wang et al.")

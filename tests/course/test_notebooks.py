@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from browsers import BROWSER
 from notebook_outputs import alike, differences
+from PIL import Image
 
 from workbench.course import LESSONS
 from workbench.course.exercises import exercises
@@ -91,10 +92,12 @@ def test_solutions_are_saved_with_outputs_that_fit_any_machine(lesson):
 def test_the_diagram_is_that_of_its_script_and_travels_in_the_notebook():
     diagram = runpy.run_path(str(ROOT / "notebooks" / "diagram.py"))
     assert diagram["PLACE"].read_text(encoding="utf-8") == diagram["drawing"]()
+    with Image.open(ROOT / "notebooks" / "transformer.png") as drawn:
+        assert drawn.info["Source"] == diagram["mark"](diagram["drawing"]())
     text = source(LESSONS[0]).read_text(encoding="utf-8")
-    assert f"![{diagram['ALT']}](attachment:transformer.svg)" in text
+    assert f"![{diagram['ALT']}](attachment:transformer.png)" in text
     pictures = [cell.get("attachments", {}) for cell in make()["notebook"](text, solution=False).cells]
-    assert next(filter(None, pictures)).keys() == {"transformer.svg"}
+    assert next(filter(None, pictures)).keys() == {"transformer.png"}
 
 
 def test_lesson_0_begins_with_one_picture_in_ten_lines():

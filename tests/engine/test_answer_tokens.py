@@ -20,7 +20,8 @@ import workbench as wb
 from workbench.circuit.graph import Graph
 from workbench.engine.continuations import bind
 from workbench.metrics.continuations import expand
-from workbench.prompts.pairs import PromptPairs, padded_answers
+from workbench.prompts.answers import padded_answers
+from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
 from workbench.sweeps.inputs import JobSetting
 from workbench.sweeps.jobs import _meaning

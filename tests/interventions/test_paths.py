@@ -566,10 +566,13 @@ def test_what_cannot_be_asked_is_named(error, named, given):
         untyped(path_effects)(model, pairs, **({"value": from_store(corrupt), "mlps": "frozen"} | given))
 
 
-def test_a_value_by_name_is_no_value():
-    pairs = pairs_and_stores("gpt2")[0]
-    with pytest.raises(EditError, match=r"value='zero' does not fit; a value such as wb.zero\(\)"):
-        path_effects(model_of("gpt2"), pairs, value="zero", mlps="frozen")  # pyright: ignore[reportArgumentType]
+def test_a_value_by_name_is_that_value():
+    model, pairs = model_of("gpt2"), pairs_and_stores("gpt2")[0]
+    given = {"senders": ["a0.1", "m0"], "mlps": "frozen", "progress": False}
+    named = path_effects(model, pairs, value="zero", **given)
+    np.testing.assert_array_equal(named, path_effects(model, pairs, value=zero(), **given))
+    with pytest.raises(UnknownName, match=r"value='zer' is not known\. Did you mean 'zero'"):
+        path_effects(model, pairs, value="zer", **given)
 
 
 def test_what_a_model_or_the_pairs_lack_is_named():

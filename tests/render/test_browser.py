@@ -46,6 +46,9 @@ def test_report_draws_itself_without_a_network(name, request, tmp_path):
     sections = [("Circuit", view), ("Attention", [panel, panel]), ("Effects", effects), ("Again", view)]
     path = report(sections, tmp_path / "report.html", title=view.title)
     with opened(path) as seen:
+        seen.page.evaluate(
+            "document.querySelectorAll('.panel details').forEach((fold) => { fold.open = true; })"
+        )
         seen.wait(
             "document.querySelectorAll('.panel canvas').length === 8"
         )  # three heads and the chosen one, large
@@ -119,7 +122,7 @@ def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, t
             ".filter((e) => e.getClientRects().length)"
             ".map((e) => e.id || e.getAttribute('role') || e.dataset.filter)"
         )
-        assert order[:3] == ["to-position", "to-component", "top"]
+        assert order[:3] == ["to-component", "to-position", "top"]
         assert set(order[order.index("save-png") + 1 :]) == {"button"}
         labels = frame.evaluate(
             "[...document.querySelectorAll('[tabindex]')].map((e) => e.getAttribute('aria-label'))"

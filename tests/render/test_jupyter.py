@@ -105,12 +105,6 @@ def test_a_trusted_notebook_is_interactive_in_either_theme(server, hostile, dark
         assert frame.inner_text("#detail h2") == f"{hostile.edges[0].writer} → {hostile.edges[0].reader}"
         frame.click("#to-position")
         assert HOSTILE[:13] in frame.locator("#position-0").text_content()
-        seen.page.evaluate(
-            "document.querySelectorAll('.panel details').forEach((fold) => { fold.open = true; })"
-        )
-        drawn = seen.page.locator(".panel .live")
-        assert HOSTILE in drawn.nth(1).inner_text().replace("\xa0", " ")
-        assert drawn.nth(1).evaluate("(box) => getComputedStyle(box).backgroundColor") == "rgb(255, 255, 255)"
         assert (
             seen.page.locator(".jp-OutputArea-output img[src=x]").count() == frame.locator("img").count() == 0
         )
@@ -130,11 +124,4 @@ def test_a_notebook_is_run_from_top_to_bottom(server, tmp_path):
             edges,
             edges,
         ]
-        seen.page.evaluate(
-            "document.querySelectorAll('.panel details').forEach((fold) => { fold.open = true; })"
-        )
-        seen.wait("document.querySelectorAll('.panel .live > *').length >= 2")
-        texts = seen.page.locator(".panel .live").all_inner_texts()
-        assert HOSTILE in texts[0].replace("\xa0", " ")
-        assert "another" in texts[1]
         assert (seen.console, seen.requests) == ([], [])

@@ -79,4 +79,6 @@ def test_the_still_picture_stays_where_a_component_fails(tmp_path):
     (tmp_path / "panel.html").write_text(str(Panel("TopkTokens", nothing, "<svg/>")), encoding="utf-8")
     document, console = load(tmp_path / "panel.html", fails=True)
     assert console
-    assert re.search(r'data-drawn=""><img [^>]*style="max-width:100%;height:auto;?"', document)
+    assert re.search(
+        r'data-drawn=""><img [^>]*style="max-width: ?max\(100%, ?620px\); ?height: ?auto;?"', document
+    )

@@ -86,7 +86,7 @@ def test_every_option_becomes_a_field(calls, tmp_path):
         "limit": None,
         "retries": 1,
         "extend": True,
-        "progress": False,
+        "progress": True,
     }
     assert options | wanted == options
     assert options["command"].startswith("workbench sweep run --preset head-ablation ")

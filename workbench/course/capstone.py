@@ -302,7 +302,7 @@ def _report(answer: Any) -> str:
         if not any(spelling in text for spelling in (f"{value:.2f}", f"{value:.3f}", f"{value:.4g}")):
             noun = "the faithfulness" if name == "faithfulness" else "the end of its interval"
             raise Wrong(f"report: {noun} on the held-out prompts ({name}) is not given, to two digits.")
-    limits = re.search(r"<h2>[^<]*Limits.*?</h2>(.*?)</section>", page, re.DOTALL | re.IGNORECASE)
+    limits = re.search(r"<h2[^>]*>[^<]*Limits.*?</h2>(.*?)</section>", page, re.DOTALL | re.IGNORECASE)
     if limits is None or len(_text(limits[1], " ").split()) < 20:
         raise Wrong("report: under Limits there are only a few words. What would change your mind?")
     return "Give the page to somebody who has not seen the notebook, and ask what they believe now."

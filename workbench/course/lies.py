@@ -263,7 +263,7 @@ def _own(answer: Any) -> str:
         raise Wrong(f"nobody would believe it: its faithfulness against swap is {reached['swap']:.2f}.")
     if reached["abc"] > 0.5:
         raise Wrong(f"that is hardly a lie: its faithfulness against abc is {reached['abc']:.2f}, above 0.5.")
-    return f"{reached['swap']:.2f} in the abstract, {reached['abc']:.2f} against the question that was not asked."
+    return f"{reached['swap']:.2f} in the abstract, {reached['abc']:.2f} on the question that was not asked."
 
 
 @exercise(
@@ -280,12 +280,12 @@ def _error(answer: Any) -> str:
             f"The circuit it was tried on has a faithfulness of {(circuit - empty).mean() / gap.mean():.2f}."
         )
     mistakes = [
-        (apart.mean() / gap.mean(), "too high and too low cancel. Take sizes before you take the mean."),
-        (abs(apart.mean()) / abs(gap.mean()), "too high and too low cancel. Take sizes before you take the mean."),
-        ((np.abs(apart) / np.abs(gap)).mean(), "this is the mean of each prompt's ratio, which a prompt with a small gap decides. Divide means."),
-        (np.abs(apart).mean(), "this is in logits. Divide by the mean size of the gap between full and empty."),
-        (np.abs(apart).mean() / np.abs(full).mean(), "divide by the gap between full and empty, not by what the model reaches."),
-        ((circuit - empty).mean() / gap.mean(), "this is the faithfulness, a ratio of means. It cannot see single prompts."),
+        (apart.mean() / gap.mean(), "too high and too low cancel. Take sizes before means."),
+        (abs(apart.mean()) / abs(gap.mean()), "too high and too low cancel. Take sizes before means."),
+        ((np.abs(apart) / np.abs(gap)).mean(), "this is the mean of each prompt's ratio. Divide means."),
+        (np.abs(apart).mean(), "this is in logits. Divide by the mean size of the gap."),
+        (np.abs(apart).mean() / np.abs(full).mean(), "divide by the gap, not by m_full."),
+        ((circuit - empty).mean() / gap.mean(), "this is the faithfulness, which sees no single prompt."),
         (1 - np.abs(apart).mean() / np.abs(gap).mean(), "this is one minus the error."),
     ]  # fmt: skip
     explain(value, mistakes, rtol=1e-3)

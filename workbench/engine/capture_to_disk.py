@@ -31,7 +31,7 @@ from workbench.finite import check_finite, is_finite
 from workbench.models.fingerprint import model_fingerprint, tokenizer_fingerprint
 from workbench.models.load import load_model, model_device, model_name, model_source
 from workbench.models.model import Model
-from workbench.progress import progress_bar
+from workbench.progress import log, progress_bar
 from workbench.prompts.prompts import Prompts
 from workbench.results import versions
 from workbench.sites import Key, Position, Site
@@ -257,7 +257,8 @@ def build_store(
         )
     with progress_bar(cost.prompts, "capture", "prompt", shown=progress) as bar:
         if not bar.disable and todo:  # the estimate costs a forward pass: only where somebody sees it
-            bar.write(str(request.cost(model, plan, todo)))
+            # to the log: stdout may be read by a program, and a notebook keeps what is printed
+            log.info("%s", request.cost(model, plan, todo))
         if source is None:
             write_shards(model, request.prompts, path, plan, todo, bar.update)
         else:

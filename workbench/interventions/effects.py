@@ -160,9 +160,9 @@ def effects(
 
 
 def explain_effects(
-    runs: MeasuredRuns, rows: Expansion, sites: Sites, value: GivenValue | None, measure: Metric
+    runs: MeasuredRuns, rows: Expansion, sites: Sites, value: GivenValue | None, measure: Metric | None = None
 ) -> CallPlan:
-    """What `effects` will do and cost."""
+    """What `effects` will do and cost; `measure` is the metric before answers were made rows of their own."""
     plan = _plan(runs, rows, sites, value, measure)
     return CallPlan.of(*_sweep(runs, plan))
 
@@ -273,9 +273,10 @@ def _gap_of_runs(rows: Expansion, runs: MeasuredRuns) -> Float[Tensor, "example"
 
 
 def _plan(
-    runs: MeasuredRuns, rows: Expansion, sites: Sites, value: GivenValue | None, measure: Metric
+    runs: MeasuredRuns, rows: Expansion, sites: Sites, value: GivenValue | None, measure: Metric | None = None
 ) -> _SitePlan:
     """The elements with their axes, and the value bound to the prompts; all that can be wrong is checked."""
+    measure = measure or runs.metric
     runs.check()
     planned = _elements(sites, runs.model, rows.examples.side(runs.side))
     if any(site.pos is None for site in chain.from_iterable(planned.elements)):

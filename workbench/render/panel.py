@@ -96,7 +96,8 @@ class Panel:
         # no one can point at the cells of an <img>, so their tooltips would only make the page larger
         shown = re.sub("<title>[^<]*</title>", "", self.still)
         picture = base64.b64encode(shown.encode()).decode()
-        style = "max-width:100%;height:auto"
+        # on a narrow screen it scrolls, because text that is scaled down cannot be read
+        style = "max-width:max(100%,620px);height:auto"
         return f'<img alt="{xml(self.title)}" style="{style}" src="data:image/svg+xml;base64,{picture}">'
 
     def _repr_html_(self) -> str:

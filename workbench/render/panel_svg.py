@@ -1,11 +1,11 @@
 """What the still pictures of panels share: their document and style, and the colours of values.
 
-`document` puts a picture together and `shade` colours a value: blue above 0, red below. The pictures are
+`document` puts a picture together and `shade` colours a value: blue above 0, orange below. The pictures are
 drawn by `attention_svg` and `token_svg`, as SVG text that is always the same bytes; which numbers they show
 is decided in the modules of panels.
 """
 
-from workbench.render.writing import BLUE, FONT, ORANGE, decimal, shorten
+from workbench.render.writing import BLUE, FONT, ORANGE, decimal, shorten, text_width
 from workbench.text import visible, xml
 
 _STYLE = (
@@ -13,12 +13,12 @@ _STYLE = (
     ".v{font-size:9px;text-anchor:middle}"
     ".k{font:12px ui-monospace,Menlo,Consolas,'DejaVu Sans Mono',monospace}"
     ".c{text-anchor:middle}.r{text-anchor:end}"
-    ".x{font-size:10px}.o{font-size:9px}.d{fill:#475569}.w,.w text{fill:#fff}.g{fill:none;stroke:#cbd5e1}"
+    ".x{font-size:10px}.o{font-size:9px}.i,.i text{fill:#000}.d{fill:#475569}.w,.w text{fill:#fff}.g{fill:none;stroke:#cbd5e1}"
     ".b{stroke:#cbd5e1;stroke-width:.7}"
 )
 _DARK = (
     "@media(prefers-color-scheme:dark){.paper{fill:#0f172a}text{fill:#e2e8f0}.s{fill:#a8b5c7}.d,.d text{fill:#b6c2d2}"
-    ".g{stroke:#475569}.b{stroke:#475569}.i,.i text{fill:#1f2937}.w,.w text{fill:#fff}}"
+    ".g{stroke:#475569}.b{stroke:#475569}.i,.i text{fill:#000}.w,.w text{fill:#fff}}"
 )
 """Cells keep their colours on dark paper, and so does the text on them (classes i and w)."""
 WIDTH = 960.0
@@ -26,7 +26,7 @@ WIDTH = 960.0
 
 
 def shade(value: float, scale: float) -> str:
-    """The colour of a value between −scale (red), 0 (white) and +scale (blue).
+    """The colour of a value between −scale (orange), 0 (white) and +scale (blue).
 
     >>> shade(1.0, 1.0), shade(0.0, 1.0), shade(-2.0, 1.0)
     ('#2369b0', '#ffffff', '#c2410c')
@@ -51,6 +51,7 @@ def ink_class(value: float, scale: float) -> str:
 
 def document(width: float, height: float, title: str, note: str, body: str) -> str:
     """A whole picture: its title, a line that says what is in it, and the body below them."""
+    width = max(width, text_width(note, 11) + 20)  # the note is never cut
     wide, tall = decimal(width), decimal(height)
     size = f'width="{wide}" height="{tall}" viewBox="0 0 {wide} {tall}"'
     return (
@@ -73,4 +74,4 @@ def is_dark(value: float, scale: float) -> bool:
         linear = channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
         luminance += weight * linear
     # below this luminance the contrast with white is the better one
-    return luminance < 0.225
+    return luminance < 0.179

@@ -27,7 +27,7 @@ STILL_LINES = 12
 def tokens(
     strings: Sequence[str], values: Any, *, labels: Sequence[str] | None = None, title: str = "Tokens"
 ) -> Panel:
-    """Tokens on the colour of their values: blue above 0, red below; one scale for all rows.
+    """Tokens on the colour of their values: blue above 0, orange below; one scale for all rows.
 
     Args:
         strings: token strings of one prompt.

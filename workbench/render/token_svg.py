@@ -15,6 +15,8 @@ Guess = tuple[str, float]
 """A token string and its probability."""
 _LETTER = 7.3
 """The width of a letter of class `k`, the monospaced font of tokens, in pixels."""
+TINY = 5e-4
+"""Below it a number is written as nearly 0: its digits would stretch the line and say nothing."""
 OUTLYING = 3.0
 """Colours end at so many times the 90th percentile: one token cannot turn all others white."""
 _GUESSES, _TOKENS = 3000, 4000
@@ -75,9 +77,9 @@ def robust_scale(sizes: Sequence[float]) -> float:
 
 
 def _value_text(value: float) -> str:
-    if value:
+    if abs(value) >= TINY:
         return signed(value)
-    return "0"
+    return "0" if not value else "≈0"
 
 
 def _token_width(string: str, value: float) -> float:

@@ -215,7 +215,9 @@ def _lead(probed: Probed, source: str) -> Lead:
     rows = probe_rows(probed.probes.results)
     numbers = []
     for row in rows[:8]:
-        controls = [f"{name} {row[name]:.2f}" for name in CONTROLS if name in row]
+        # Each draw of a control has a column of its own; the best of them is what the probe has to beat.
+        draws = {name: [row[key] for key in row if key.startswith(f"{name}-")] for name in CONTROLS}
+        controls = [f"best {name} {max(scores):.2f}" for name, scores in draws.items() if scores]
         where = ", ".join(f"{axis} {row[axis]}" for axis in ("layer", "k") if axis in row)
         interval = f"[{row['low']:.2f}, {row['high']:.2f}]"
         beside = f"controls: {', '.join(controls)}" if controls else "no control was run"

@@ -4,8 +4,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
-// positions show how a circuit works, so they come first where they are known
-const state = { kind: data.scenes["position-0"] ? "position" : "component", prompt: 0, pinned: null };
+const state = { kind: "component", prompt: 0, pinned: null };
 const scenes = {};
 
 function make(tag, text, parent, style) {

@@ -165,7 +165,7 @@ def settled(figure: Figure) -> Figure:
     """
     layout = figure.get_layout_engine()
     if isinstance(layout, ConstrainedLayoutEngine):
-        layout.set(w_pad=0.08)  # room, because text is a little wider at other resolutions
+        layout.set(w_pad=0.16)  # room, because text is a little wider at other resolutions
     with _any_glyph():
         figure.draw_without_rendering()
     figure.set_layout_engine("none")  # without a layout engine nothing moves any more

@@ -79,9 +79,14 @@ def stability(result: xr.Dataset, title: str | None = None) -> Figure:
             axis.get_major_locator().set_params(integer=True)  # pyright: ignore[reportAttributeAccessIssue]
         right.set(xlabel="edges of a circuit (pruned)", ylabel="resamples")
         light_grid(right)
+        if not len(frequency):  # a result of an earlier version does not say which edges
+            left.set_axis_off()
+            left.texts[0].remove()
+            left.lines[-1].remove()
         rare = shortened(result["edge"].values[frequency < CORE][-3:], 24) if len(frequency) else []
         notes = [f"{result.attrs['draws']} resamples"] if "draws" in result.attrs else []
-        notes.append(f"{n_always} of {len(frequency)} edges are in all circuits")
+        if len(frequency):
+            notes.append(f"{n_always} of {len(frequency)} edges are in all circuits")
         if rare:
             notes.append(f"seldom: {', '.join(rare)}")
         set_heading(figure, result.assign_attrs(note=" · ".join(notes)), title)
@@ -126,12 +131,24 @@ def _draw_shared(axes: Axes, rows: pd.DataFrame) -> None:
     )
     start, places = np.zeros(len(rows)), np.arange(len(rows))
     for name, counts, look in segments:
-        bars_of = axes.barh(places, counts, 0.7, left=start, label=name, linewidth=0, **look)
-        labels = [str(int(count)) if count >= 2 else "" for count in counts]
+        axes.barh(places, counts, 0.7, left=start, label=name, linewidth=0, **look)
         ink = INK if name == "both" else "white"
-        for text in axes.bar_label(bars_of, labels, label_type="center", fontsize=7.5, color=ink):
-            if name == "only b":  # white on a hatch of white would not be read
-                text.set_bbox({"facecolor": ORANGE, "linewidth": 0, "pad": 0.8})
+        # white on a hatch of white would not be read
+        box = {"facecolor": ORANGE, "linewidth": 0, "pad": 0.8} if name == "only b" else None
+        # not `bar_label`, whose labels cannot be copied for a figure of a paper
+        for place, count, left in zip(places, counts, start, strict=True):
+            if count >= 2:
+                middle = left + count / 2
+                axes.text(
+                    middle,
+                    float(place),
+                    str(int(count)),
+                    ha="center",
+                    va="center",
+                    fontsize=7.5,
+                    color=ink,
+                    bbox=box,
+                )
         start = start + counts
     axes.set_yticks(places, list(map(str, rows["class"])))
     axes.set_ylim(len(rows) - 0.4, -0.6)  # reversed, so that the first class is at the top as in the table

@@ -63,7 +63,8 @@ def frontier(result: xr.Dataset, title: str | None = None) -> Figure:
             "grey: too large to count as a circuit",
             "bands: 95 % intervals over prompts",
         ]
-        set_heading(figure, result.assign_attrs(note=" · ".join(notes)), title)
+        # with a title the legend has a line of its own beside it
+        set_heading(figure, result.assign_attrs(note=" · ".join(notes)), title or "Size against the criteria")
         return settled(figure)
 
 

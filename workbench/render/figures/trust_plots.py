@@ -56,7 +56,7 @@ def controls(result: xr.Dataset, title: str | None = None) -> Figure:
             "lines: the circuit, with its 95 % interval · marks: controls, with the middle 95 % of the draws, or the "
             "interval over prompts where there is one circuit · in brackets: number of circuits"
         )
-        set_heading(figure, result.assign_attrs(note=note), title)
+        set_heading(figure, result.assign_attrs(note=note), title or "Controls")
         return settled(figure)
 
 
