@@ -161,7 +161,7 @@ def valid_calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "effects": (wb.effects, on_pairs | quiet | {"sites": ["z[0.0]"]}),
         "evaluate": (wb.evaluate, on_circuit | quiet | {"checks": ()}),
         "explain": (wb.explain, on_pairs | {"sites": ["z[0.0]"]}),
-        "export": (wb.export, {"view": circuit, "path": "circuit.svg"}),
+        "export": (wb.export, {"thing": circuit, "path": "circuit.svg"}),
         "faithfulness_curve": (wb.faithfulness_curve, {"scores": scores, "sizes": [0.5]} | on_pairs | quiet),
         "find_circuit": (wb.find_circuit, {"scores": scores, "n_edges": 5}),
         "fit_probes": (wb.fit_probes, {
