@@ -341,7 +341,7 @@ def _cost(
         if left and kind not in tried:
             tried[kind] = _seconds_per_job(inputs, left)
         if left:
-            seconds += len(left) * tried[kind] / workers
+            seconds += len(left) * tried[kind] / max(1, workers)  # fewer than one is refused when it runs
     n_done = sum(job.key in done for job in planned.jobs)
     return SweepCost(len(planned), n_done, tuple(settings), tuple(untrusted.items()), seconds)
 
