@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -39,6 +39,10 @@ MEASURES = {
     "incompleteness": ("incompleteness_low", "incompleteness_high", "largest difference after the same knock-outs"),
 }  # fmt: skip
 """Numbers of an evaluation that a card lists → the ends of their intervals, and what they are."""
+
+
+# Not `typing.Self`: beartype cannot check it in a method that is decorated by itself.
+C = TypeVar("C", bound="OnHub")
 
 
 class OnHub:
@@ -104,8 +108,8 @@ class OnHub:
     @classmethod
     @checked
     def from_hub(
-        cls, repo_id: str | Path, *, revision: str | None = None, model: Model | None = None
-    ) -> Self:
+        cls: type[C], repo_id: str | Path, *, revision: str | None = None, model: Model | None = None
+    ) -> C:
         """The circuit of a repository of the Hub, or of a folder with the same files.
 
         Args:
