@@ -270,7 +270,12 @@ def interactive_panels(ioi: Setting) -> list[Section]:
         ("Tokens", panels.tokens(strings, norms.isel(layer=-1).values, title="Norm of the residual stream")),
         (
             "Tokens, several rows",
-            panels.tokens(strings, norms.values, labels=[f"layer {i}" for i in norms.layer.values]),
+            panels.tokens(
+                strings,
+                norms.values,
+                names=[f"layer {i}" for i in norms.layer.values],
+                title="Norm of the residual stream, layer by layer",
+            ),
         ),
         ("Neurons", panels.neurons(strings, acts, layers=[1, 2])),
         (

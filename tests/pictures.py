@@ -94,7 +94,7 @@ def make_panels(strings: list[str]) -> list[Panel]:
         Panel("AttentionPattern", {"attention": pattern[0], "tokens": strings}),
         Panel("AttentionPatterns", {"attention": pattern, "tokens": strings}),
         panels.tokens(strings, rng.normal(size=n)),
-        panels.tokens(strings, torch.tensor(rng.normal(size=(3, n))), labels=strings[:3], title=strings[0]),
+        panels.tokens(strings, torch.tensor(rng.normal(size=(3, n))), names=strings[:3], title=strings[0]),
         Panel("Hello", {"name": strings[0]}),
         panels.neurons(strings, acts),
         panels.log_probs(strings, logits.log_softmax(-1), ids=range(n), decode=words, k=4),

@@ -24,6 +24,20 @@ SHOWN = (
 )
 
 
+def pointed_at(seen, still: str) -> str:
+    """Which head is named when the pointer is on the first cell of a still picture of attention."""
+    seen.wait(f"document.querySelector('{still}')")
+    return seen.page.evaluate(
+        """(still) => {
+          const root = document.querySelector(still).shadowRoot, frame = root.querySelector("[data-head] rect");
+          const box = frame.getBoundingClientRect(), at = { bubbles: true, composed: true };
+          frame.dispatchEvent(new PointerEvent("pointermove", { ...at, clientX: box.x + 1, clientY: box.y + 1 }));
+          return root.querySelector("output").textContent.match(/^[^ ]+ (?=.+ attends to .+ with [01])/)[0];
+        }""",
+        still,
+    )
+
+
 def test_an_error_would_be_seen(tmp_path):
     bad = page(
         "bad", [("bad", "<script>missing_function()</script><img src='https://example.invalid/a.png'>")]
@@ -46,6 +60,7 @@ def test_report_draws_itself_without_a_network(name, request, tmp_path):
     sections = [("Circuit", view), ("Attention", [panel, panel]), ("Effects", effects), ("Again", view)]
     path = report(sections, tmp_path / "report.html", title=view.title)
     with opened(path) as seen:
+        assert pointed_at(seen, ".panel .still") == f"a{heads[0][0]}.{heads[0][1]}: "
         seen.page.evaluate(
             "document.querySelectorAll('.panel details').forEach((fold) => { fold.open = true; })"
         )

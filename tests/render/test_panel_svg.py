@@ -7,7 +7,7 @@ import pytest
 
 from workbench.render.attention_svg import attention_svg
 from workbench.render.panel_svg import BLUE, ORANGE, shade
-from workbench.render.token_svg import tokens_svg, top_k_svg
+from workbench.render.token_svg import TokenLine, tokens_svg, top_k_svg
 from workbench.text import visible
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -28,7 +28,10 @@ def test_attention_has_a_cell_and_a_number_for_each_weight():
     paths = [path.attrib for path in ElementTree.fromstring(svg).iter(f"{SVG}path")]
     assert [path["fill"] for path in paths] == [shade(x, 1.0) for x in (1.0, 0.24, 0.76, 1.0)]
     assert [path["d"].count("z") for path in paths] == [1, 1, 1, 2]
-    assert [text for text in texts(svg) if "." in text] == ["a0.1", ".25.75", "1.00", "a3.4", "1.00", "1.00"]
+    assert [text for text in texts(svg) if "." in text] == [
+        "a0.1", "the last token attends most to b (0.75)", ".25.75", "1.00",
+        "a3.4", "the last token attends most to a (1.00)", "1.00", "1.00",
+    ]  # fmt: skip
 
 
 def test_weights_beyond_one_and_below_zero_are_drawn_in_red_and_blue():
@@ -49,7 +52,9 @@ def test_of_very_many_weights_the_largest_are_drawn():
 
 
 def test_tokens_carry_their_values_as_text():
-    svg = tokens_svg([("row", ["a", " b"], [1.0, -0.5]), ("", ["c"], [0.0])], title="Tokens", note="nats")
+    svg = tokens_svg(
+        [TokenLine("row", ["a", " b"], [1.0, -0.5]), TokenLine("", ["c"], [0.0])], title="Tokens", note="nats"
+    )
     assert texts(svg) == [
         "Tokens",
         "nats; blue +1, white 0, orange −1",
@@ -66,14 +71,14 @@ def test_tokens_carry_their_values_as_text():
 
 
 def test_tokens_wrap_inside_the_picture():
-    svg = tokens_svg([("", ["word"] * 200, list(np.linspace(-1, 1, 200)))], title="t")
+    svg = tokens_svg([TokenLine("", ["word"] * 200, list(np.linspace(-1, 1, 200)))], title="t")
     root = ElementTree.fromstring(svg)
     boxes = [box.attrib for box in root.iter(f"{SVG}rect") if box.get("class") == "b"]
     assert len(boxes) == 200
     assert max(float(box["x"]) + float(box["width"]) for box in boxes) <= float(root.attrib["width"])
     assert max(float(box["y"]) for box in boxes) + 30 <= float(root.attrib["height"])
     assert "the first 4,000 of 4,001 tokens are drawn" in tokens_svg(
-        [("", ["a"] * 4001, [0.0] * 4001)], title="t"
+        [TokenLine("", ["a"] * 4001, [0.0] * 4001)], title="t"
     )
 
 
@@ -105,7 +110,7 @@ def test_hostile_tokens_appear_as_text(draw, hostile_tokens):
     n = len(strings)
     svg = {
         "attention": lambda: attention_svg(strings, np.full((1, n, n), 0.5), [strings[0]], title=strings[1]),
-        "tokens": lambda: tokens_svg([(strings[0], strings, [0.5] * n)], title=strings[1]),
+        "tokens": lambda: tokens_svg([TokenLine(strings[0], strings, [0.5] * n)], title=strings[1]),
         "top_k": lambda: top_k_svg(
             strings, strings, [[[(text, 0.5)] for text in strings]] * n, title=strings[0], note=strings[1]
         ),

@@ -49,11 +49,6 @@ def pushed(text: str) -> tuple[str, str, dict]:
     return tuple(json.loads(match[1]))
 
 
-def untitled(picture: str) -> str:
-    """Without what only a pointer would show, which an <img> has none of."""
-    return re.sub("<title>[^<]*</title>", "", picture)
-
-
 def still_of(text: str) -> str:
     match = re.search(r"base64,([^\"]+)\"", text)
     assert match is not None
@@ -93,7 +88,7 @@ def test_every_component_is_there_and_hostile_tokens_stay_text(panels_of, hostil
         assert "\x00" not in text
         text.encode("utf-8")
         if one.still:
-            assert still_of(text) == untitled(one.still)
+            assert still_of(text) == one.still
             drawn = ElementTree.fromstring(one.still)
             assert {tag.tag.split("}")[1] for tag in drawn.iter()} <= {
                 "svg",
@@ -159,7 +154,9 @@ def test_tokens_share_one_scale():
     assert many[2]["labels"] == ["row 0", "row 1", "row 2"]
     assert (many[2]["positiveBounds"], many[2]["negativeBounds"]) == ([4.0] * 3, [-4.0] * 3)
     assert pushed(panels.tokens(["a"], [0.0]).html())[2]["maxValue"] == 1.0
-    assert "the first 12 of 20 rows are drawn" in panels.tokens(["a"], np.ones((20, 1))).still
+    assert "the first 60 of 80 rows are drawn" in panels.tokens(["a"], np.ones((80, 1))).still
+    # numbers of one sign are no signed scale
+    assert "white 0, blue 2 nats" in panels.tokens(["a", "b"], [1.0, 2.0], unit="nats").still
 
 
 def test_top_tokens_are_those_of_the_lens(captured):
@@ -251,7 +248,7 @@ def test_neurons_and_their_top_samples():
     )
     assert (
         said(panels.neurons, strings[0], acts[0], layers=[1])
-        == "layers has 1 labels for 2 of them: one for each is needed."
+        == "layers has 1 names for 2 of them: one for each is needed."
     )
     assert said(panels.top_samples, strings, acts, k=0) == "k=0; ask for one prompt or more."
 
@@ -274,8 +271,8 @@ def test_what_does_not_fit_is_refused(pattern):
     assert said(panels.tokens, ["a"], [1.0, 2.0]) == (
         "Values of shape (2,) do not fit 1 tokens: [pos] = (1,) or [row, pos] is needed."
     )
-    assert said(panels.tokens, ["a"], [1.0], labels=["x", "y"]) == (
-        "2 labels do not fit 1 rows of values: one for each row is needed."
+    assert said(panels.tokens, ["a"], [1.0], names=["x", "y"]) == (
+        "names has 2 names for 1 of them: one for each is needed."
     )
     assert (
         said(panels.tokens, "abc", [1.0])
@@ -337,7 +334,7 @@ def test_another_version_of_circuitsvis_leaves_still_pictures(monkeypatch, fresh
     assert said(bundle_html) == message
     assert script_html() == f'<p class="caption">The panels are still pictures here. {message}</p>'
     one = attention_panel(["a", "b", "c"], pattern, ["a0.0", "a0.1"])
-    assert still_of(one._repr_html_()) == untitled(one.still)
+    assert still_of(one._repr_html_()) == one.still
 
 
 def test_another_script_of_circuitsvis_is_refused(monkeypatch, fresh_bundle):

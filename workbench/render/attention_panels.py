@@ -3,7 +3,7 @@
 What they are given is checked in `panel_inputs`; how it looks without a script is said in `attention_svg`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,10 @@ from workbench.render.panel_inputs import (
 )
 from workbench.render.writing import BLUE, ORANGE, shortened
 from workbench.stores.store import ActivationStore
+from workbench.text import listed
+
+MOST_NAMED = 6
+"""Heads that a title names."""
 
 
 def attention(
@@ -26,6 +30,7 @@ def attention(
     heads: Sequence[str | tuple[int, int] | int] | None = None,
     layer: int | None = None,
     prompt: int | str = 0,
+    title: str | None = None,
 ) -> Panel:
     """Attention patterns of some heads on one prompt of a store.
 
@@ -35,6 +40,7 @@ def attention(
             `layer`.
         layer: of heads that are plain numbers.
         prompt: its index, or its id.
+        title: of the figure; None names the heads and the prompt.
     Raises:
         SiteError: no heads named, text that is not a head, or heads that the model does not have.
         StoreError: no such prompt, or no patterns of that layer.
@@ -61,32 +67,48 @@ def attention(
     values = np.zeros((len(pairs), len(strings), len(strings)))
     for row, (at, head) in enumerate(pairs):
         values[row] = patterns[at][head]
-    return attention_panel(strings, values, [f"a{at}.{head}" for at, head in pairs])
+    names = [f"a{at}.{head}" for at, head in pairs]
+    title = title or f"{_title(names)} on prompt {prompt}"
+    named = {name: int(index[example]) for name, index in store.prompts.positions.items()}
+    return attention_panel(strings, values, names, positions=named, title=title)
 
 
-def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -> Panel:
+def attention_panel(
+    strings: Sequence[str],
+    pattern: Any,
+    names: Sequence[object],
+    *,
+    positions: Mapping[str, int] | None = None,
+    title: str | None = None,
+) -> Panel:
     """Attention patterns on one prompt, given as numbers; see `attention`.
 
     Args:
-        tokens: token strings of one prompt.
-        pattern: [head, query_pos, key_pos] attention weights.
+        strings: token strings of one prompt.
+        pattern: [head, query_pos, key_pos] attention weights, each row a share of 1.
         names: one per head, as in `a3.4`.
+        positions: name → position, written beside the tokens; -1 for one that the prompt does not have.
+        title: of the figure; None names the heads.
     Raises:
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
+
+    >>> attention_panel(["a", " b"], [[[1.0, 0.0], [0.2, 0.8]]], ["a0.1"]).title
+    'Attention of a0.1'
     """
     values, names = as_array(pattern, "the attention pattern"), list(map(str, names))
-    if values.shape != (len(names), len(tokens), len(tokens)):
+    if values.shape != (len(names), len(strings), len(strings)):
         raise WorkbenchError(
-            f"A pattern of shape {values.shape} does not fit {len(names)} heads and {len(tokens)} tokens: "
-            f"[head, query_pos, key_pos] = {(len(names), len(tokens), len(tokens))} is needed."
+            f"A pattern of shape {values.shape} does not fit {len(names)} heads and {len(strings)} tokens: "
+            f"[head, query_pos, key_pos] = {(len(names), len(strings), len(strings))} is needed."
         )
-    if not len(names) or not len(tokens):
+    if not len(names) or not len(strings):
         raise WorkbenchError("An attention panel needs at least one head and one token.")
     if not np.isfinite(values).all():
         raise WorkbenchError(
             "The attention pattern has cells that are not finite: cut the prompt to its own length first."
         )
-    title = "Attention of " + ", ".join(names)
+    title = title or _title(names)
+    labels = _with_positions(strings, positions or {})
     # attention is a share, so 1 is the darkest, also where no head attends that much
     scale = max(1.0, float(np.abs(values).max()))
     props = {
@@ -97,6 +119,23 @@ def attention_panel(tokens: Sequence[str], pattern: Any, names: Sequence[str]) -
         "minValue": -scale,
         "negativeColor": ORANGE,
         "positiveColor": BLUE,
-        "tokens": shortened(tokens, 40),
+        "tokens": shortened(labels, 40),
     }
-    return Panel("AttentionHeads", props, attention_svg(tokens, values, names, title=title), title)
+    return Panel("AttentionHeads", props, attention_svg(labels, values, names, title=title), title)
+
+
+def _title(names: Sequence[str]) -> str:
+    """What the panel shows; of many heads the first ones are named."""
+    shown = list(names[:MOST_NAMED])
+    if len(names) > len(shown):
+        shown[-1] = f"{len(names) - len(shown) + 1} more"
+    return f"Attention of {listed(shown)}"
+
+
+def _with_positions(strings: Sequence[str], positions: Mapping[str, int]) -> list[str]:
+    """Token strings with the names of their positions, as in "Mary · IO"."""
+    labels = list(map(str, strings))
+    for name, pos in positions.items():
+        if 0 <= pos < len(labels):
+            labels[pos] += f" · {name}"
+    return labels

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from workbench.render.panel_svg import WIDTH, document, is_dark, shade
-from workbench.render.writing import decimal, letters, shorten, shortened
+from workbench.render.writing import cut, decimal, letters, shorten, shortened
 from workbench.text import visible, xml
 
 _CELLS = 12_000
@@ -34,7 +34,7 @@ def attention_svg(
     labels = shortened(strings, 14)
     longest = max(map(letters, labels))
     left, below = 12 + 6.1 * longest, 8 + 5.2 * longest
-    wide, tall = left + n * cell + 30, 26 + n * cell + below + 10
+    wide, tall = left + max(n * cell, 200) + 30, 40 + n * cell + below + 10
     across = max(1, int(WIDTH // wide))
     floor = _weight_floor(pattern)
     drawn = np.abs(pattern) >= max(floor, 0.005)  # less than 0.005 is written as 0.00
@@ -42,19 +42,29 @@ def attention_svg(
     body = f'<defs><g id="axes">{_token_axes(strings, labels, cell)}</g></defs>'
     for number, name in enumerate(names):
         row, column = divmod(number, across)
-        at = f"{decimal(column * wide + left)} {decimal(62 + row * tall)}"
+        at = f"{decimal(column * wide + left)} {decimal(76 + row * tall)}"
         cells = _cells(np.where(drawn[number], pattern[number], 0.0), scale, cell)
-        heading = f'<text class="t" y="-8">{xml(shorten(visible(name), 40))}</text>'
+        heading = f'<text class="t" y="-22">{xml(shorten(visible(name), 40))}</text>'
+        heading += (
+            f'<text class="s" y="-8">{xml(cut(_strongest(pattern[number], strings), wide - left, 11))}</text>'
+        )
         # the axes are the same for every head, so they are written once and used by name
         # on dark paper too, 0 is white
         size = decimal(n * cell)
         ground = f'<rect fill="#fff" width="{size}" height="{size}"/>'
-        body += f'<g transform="translate({at})">{heading}{ground}{cells}<use href="#axes"/></g>'
+        body += f'<g data-head="{number}" transform="translate({at})">{heading}{ground}{cells}<use href="#axes"/></g>'
     note = "rows: the token that attends, columns: the token attended to; white 0, blue 1"
     if floor:
         note += f"; the {int(drawn.sum()):,} largest weights, from {floor:.3f}, are drawn"
     n_rows = (len(names) + across - 1) // across
     return document(max(430.0, wide * min(across, len(names))), 40 + n_rows * tall, title, note, body)
+
+
+def _strongest(weights: Float[np.ndarray, "query_pos key_pos"], strings: Sequence[str]) -> str:
+    """What the last token attends to most: it is where the next token is predicted."""
+    key = int(weights[-1].argmax())
+    label = shorten(visible(strings[key].strip() or strings[key]), 24)
+    return f"the last token attends most to {label} ({weights[-1, key]:.2f})"
 
 
 def _weight_floor(pattern: np.ndarray) -> float:

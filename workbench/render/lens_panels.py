@@ -15,6 +15,7 @@ from workbench.render.panel_inputs import (
     as_decoder,
     as_finite,
     as_strings,
+    quoted,
 )
 from workbench.render.token_svg import Guess, top_k_svg
 from workbench.text import visible, with_article
@@ -22,25 +23,27 @@ from workbench.text import visible, with_article
 
 def top_tokens(
     lens: xr.Dataset,
-    decode: Decode,
+    decode: Decode | None = None,
     *,
     prompt: int = 0,
     strings: Sequence[str] | None = None,
-    title: str = "Likeliest tokens",
+    title: str | None = None,
 ) -> Panel:
     """The likeliest tokens at every layer and position of one prompt, from `workbench.top_tokens`.
 
     Args:
         lens: (example, layer, pos, rank) `token` ids and `prob`; `example` may have been selected already.
-        decode: a token's string from its id: a function such as `tokenizer.decode`, or the list of all
-            strings.
+        decode: a model, or a token's string from its id: a function such as `tokenizer.decode`, or the list
+            of all strings. None takes the strings that the Dataset has.
         prompt: index along `example`.
-        strings: token strings of the prompt, for the columns.
-        title: of the figure.
+        strings: token strings of the prompt, for the columns; None takes those that the Dataset has.
+        title: of the figure; None says from which layer on the last one's likeliest token is read at the end.
     Raises:
         WorkbenchError: another Dataset, a prompt that is not there, or ids that `decode` does not know.
     """
     lens = _one_prompt(lens, prompt)
+    if strings is None and "pos_token" in lens.coords:
+        strings = [str(text) for text in lens["pos_token"].values if text]
     # [layer, pos, rank]
     ids, probs = (lens[name].transpose(*_LENS_AXES).values for name in ("token", "prob"))
     # a shorter prompt was not measured up to the end: there the ids are -1
@@ -58,7 +61,7 @@ def top_tokens(
     layers = [f"layer {layer}" for layer in lens["layer"].values]
     ids = ids[:, measured].astype(int)
     probs = as_finite(probs[:, measured], "The probabilities")
-    word = as_decoder(decode)
+    word = as_decoder(_spellings(lens, decode))
     vocabulary, index = _by_layer(ids)
     # the component asks for the least likely tokens too, which a lens does not read
     nothing = [[[]] for _ in layers]
@@ -77,7 +80,35 @@ def top_tokens(
     cells = []
     for layer_ids, layer_probs in zip(ids.tolist(), probs.tolist(), strict=True):
         cells.append([_guesses(word, *cell) for cell in zip(layer_ids, layer_probs, strict=True)])
-    return Panel("TopkTokens", props, top_k_svg(columns, layers, cells, title=title), title)
+    if title is None:
+        title = _settled(ids, probs, word, layers)
+    note = f"prompt {prompt}; a cell: the likeliest tokens with their probabilities, white 0, blue 1"
+    return Panel("TopkTokens", props, top_k_svg(columns, layers, cells, title=title, note=note), title)
+
+
+def _spellings(lens: xr.Dataset, decode: Decode | None) -> Decode:
+    """How the ids of a Dataset are spelled: as asked for, otherwise as the Dataset itself does."""
+    if decode is not None:
+        return decode
+    if "text" not in lens.coords:
+        return str  # a model without a tokenizer: the labels are the ids
+    return dict(zip(lens["token"].values.ravel().tolist(), lens["text"].values.ravel().tolist(), strict=True))
+
+
+def _settled(ids: np.ndarray, probs: np.ndarray, word: Callable[[int], str], layers: Sequence[str]) -> str:
+    """From which layer on the likeliest token at the last position is that of the last layer, in words."""
+    likeliest = ids[:, -1, 0]
+    last = len(likeliest) - 1
+    first = last
+    while first and likeliest[first - 1] == likeliest[last]:
+        first -= 1
+    answer = f"{quoted(word(int(likeliest[last])))} ({probs[last, -1, 0]:.2f})"
+    text = f"At the last position {layers[last]} reads {answer}"
+    if first < last:
+        return f"{text}, likeliest from {layers[first]} on"
+    if last:
+        return f"{text}, {layers[last - 1]} another token"
+    return text
 
 
 _LENS_AXES = ("layer", "pos", "rank")

@@ -9,7 +9,6 @@ panel is a still picture.
 
 import base64
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,9 +92,9 @@ class Panel:
     def _still_html(self) -> str:
         if not self.still:
             return f"<p>{xml(self.title)}: drawn by a script.</p>"
-        # no one can point at the cells of an <img>, so their tooltips would only make the page larger
-        shown = re.sub("<title>[^<]*</title>", "", self.still)
-        picture = base64.b64encode(shown.encode()).decode()
+        # <img>, because notebooks that are not trusted drop <svg>; the script puts the SVG itself in its place,
+        # whose tooltips can be read
+        picture = base64.b64encode(self.still.encode()).decode()
         # on a narrow screen it scrolls, because text that is scaled down cannot be read
         style = "max-width:max(100%,620px);height:auto"
         return f'<img alt="{xml(self.title)}" style="{style}" src="data:image/svg+xml;base64,{picture}">'
@@ -105,7 +104,7 @@ class Panel:
 
     def __str__(self) -> str:
         """A complete HTML document that asks the network for nothing."""
-        return page(self.title, [(self.component, self.html() + script_html())])
+        return page(self.title, [("Picture", self.html() + script_html())])
 
 
 def _pattern_still(props: Mapping[str, Any], title: str) -> str:

@@ -11,11 +11,14 @@ import numpy as np
 import torch
 
 from workbench.errors import SiteError, StoreError, WorkbenchError
+from workbench.models.model import Model
+from workbench.prompts.encoder import token_labels
 from workbench.sites import Node
 from workbench.stores.store import ActivationStore
+from workbench.text import visible
 
-Decode = Callable[[int], str] | Sequence[str] | Mapping[int, str]
-"""From a token id to its string: a function such as `tokenizer.decode`, or all strings."""
+Decode = Model | Callable[[int], str] | Sequence[str] | Mapping[int, str]
+"""From a token id to its string: a model, a function such as `tokenizer.decode`, or all strings."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,9 @@ def as_strings(strings: Sequence[str]) -> list[str]:
 
 def as_decoder(decode: Decode) -> Callable[[int], str]:
     """A function from a token id to its string."""
+    # before callable(): a model can be called too
+    if isinstance(decode, Model):
+        return lambda token: token_labels(decode, [token])[0]
     if callable(decode):
         return lambda token: str(decode(token))
 
@@ -128,17 +134,20 @@ def as_activations(
             )
     n_layers, n_neurons = n_layers_and_neurons
     return NeuronActivations(
-        prompts, tables, _labels("layers", layers, n_layers), _labels("names", names, n_neurons)
+        prompts, tables, as_names("layers", layers, n_layers), as_names("names", names, n_neurons)
     )
 
 
-def _labels(argument: str, labels: Sequence[object] | None, size: int) -> list[str]:
-    """The labels of an axis as text, by default its indices."""
-    if labels is None:
-        labels = range(size)
-    texts = list(map(str, labels))
+def as_names(argument: str, names: Sequence[object] | None, size: int, prefix: str = "") -> list[str]:
+    """The names along an axis as text, by default its indices with a prefix."""
+    if names is None:
+        return [f"{prefix}{i}" for i in range(size)]
+    texts = list(map(str, names))
     if len(texts) != size:
-        raise WorkbenchError(
-            f"{argument} has {len(texts)} labels for {size} of them: one for each is needed."
-        )
+        raise WorkbenchError(f"{argument} has {len(texts)} names for {size} of them: one for each is needed.")
     return texts
+
+
+def quoted(string: str) -> str:
+    """A token as it is written in a title: without the spaces around it, in quotation marks."""
+    return f'"{visible(string.strip() or string)}"'

@@ -11,6 +11,36 @@
   const script = document.createElement("script");
   script.textContent = text;
   document.head.append(script);
+  // The still picture as SVG, so that pointing at a token or a cell says its number. In a shadow root, because its style would
+  // reach the rest of the page.
+  const asSvg = (image, component, props) => {
+    const bytes = Uint8Array.from(atob(image.src.split(",")[1]), (c) => c.charCodeAt(0));
+    const svg = new DOMParser().parseFromString(new TextDecoder().decode(bytes), "image/svg+xml").documentElement;
+    const host = document.createElement("div"), said = document.createElement("output");
+    host.className = "still";
+    host.style.overflowX = "auto";
+    svg.style.cssText = image.style.cssText;
+    host.attachShadow({ mode: "open" }).append(document.importNode(svg, true), said);
+    said.style.cssText = "display:block;min-height:1.4em;font:13px system-ui;padding-left:10px";
+    if (component === "AttentionHeads") sayWeights(host.shadowRoot, said, props);
+    else said.remove();
+    image.replaceWith(host);
+  };
+  // Cells of one colour are one path, so the cell under the pointer follows from where it is in the frame of its head.
+  const sayWeights = (root, said, props) => {
+    const n = props.tokens.length, names = props.attentionHeadNames;
+    root.addEventListener("pointermove", (event) => {
+      const head = event.target.closest && event.target.closest("[data-head]");
+      if (!head) return void (said.textContent = "");
+      const box = head.querySelector("rect").getBoundingClientRect();
+      const row = Math.floor(((event.clientY - box.top) / box.height) * n);
+      const column = Math.floor(((event.clientX - box.left) / box.width) * n);
+      const weight = (props.attention[head.dataset.head][row] || [])[column];
+      said.textContent = weight === undefined ? ""
+        : names[head.dataset.head] + ": " + props.tokens[row] + " (" + row + ") attends to " + props.tokens[column] + " ("
+          + column + ") with " + weight.toFixed(3);
+    });
+  };
   const wanted = [], waiting = new Map();
   const draw = (box) => {
     const [component, props, fold] = waiting.get(box), still = box.firstElementChild, live = document.createElement("div");
@@ -47,6 +77,7 @@
           near.observe(box);
           continue;
         }
+        asSvg(box.firstElementChild, component, props);
         const fold = document.createElement("details"), summary = document.createElement("summary");
         fold.className = "folded";
         summary.textContent = "Explore";

@@ -15,27 +15,38 @@ from workbench.render.panel_inputs import (
     as_array,
     as_decoder,
     as_finite,
+    as_names,
     as_strings,
+    quoted,
 )
 from workbench.render.token_svg import TokenLine, tokens_svg, top_k_svg
-from workbench.render.writing import BLUE, ORANGE
+from workbench.render.writing import BLUE, ORANGE, signed
 
-STILL_LINES = 12
+STILL_LINES = 60
 """Lines of tokens in a still picture; the interactive panel has all."""
 
 
 def tokens(
-    strings: Sequence[str], values: Any, *, labels: Sequence[str] | None = None, title: str = "Tokens"
+    strings: Sequence[str],
+    values: Any,
+    *,
+    names: Sequence[object] | None = None,
+    unit: str = "",
+    title: str | None = None,
 ) -> Panel:
     """Tokens on the colour of their values: blue above 0, orange below; one scale for all rows.
 
     Args:
         strings: token strings of one prompt.
         values: [pos], or [row, pos] for several values of each token (layers, heads, ...) to choose from.
-        labels: of the rows.
-        title: of the figure.
+        names: of the rows.
+        unit: of the values, such as "logit".
+        title: of the figure; None says which token has the largest value.
     Raises:
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
+
+    >>> tokens(["the", " dog", " dogs"], [0.1, 0.3, -0.9], unit="logit").title
+    'Largest: −0.9 logit at "dogs" (2)'
     """
     strings, numbers = as_strings(strings), as_finite(values, "The values of the tokens")
     rows = numbers
@@ -46,16 +57,10 @@ def tokens(
             f"Values of shape {numbers.shape} do not fit {len(strings)} tokens: [pos] = ({len(strings)},) or "
             "[row, pos] is needed."
         )
-    names = [f"row {i}" for i in range(len(rows))]
-    if labels is not None:
-        names = list(map(str, labels))
-    if len(names) != len(rows):
-        raise WorkbenchError(
-            f"{len(names)} labels do not fit {len(rows)} rows of values: one for each row is needed."
-        )
+    rows_named = as_names("names", names, len(rows), "row ")
     # a single row that was not named needs no heading
-    headings = names
-    if labels is None and len(rows) == 1:
+    headings = rows_named
+    if names is None and len(rows) == 1:
         headings = [""]
     lines = []
     for heading, row in list(zip(headings, rows.tolist(), strict=True))[:STILL_LINES]:
@@ -63,7 +68,10 @@ def tokens(
     note = ""
     if len(rows) > STILL_LINES:
         note = f"the first {STILL_LINES} of {len(rows)} rows are drawn"
-    still = tokens_svg(lines, title=title, note=note)
+    signs = bool((rows < 0).any())
+    if title is None:
+        title = _largest(strings, rows, headings, unit, signs=signs)
+    still = tokens_svg(lines, title=title, note=note, unit=unit, signs=signs)
     scale = float(np.abs(rows).max()) or 1.0
     if len(rows) == 1:
         props = {
@@ -80,11 +88,24 @@ def tokens(
     props = {
         "tokens": strings,
         "values": rows.T,
-        "labels": names,
+        "labels": rows_named,
         "positiveBounds": [bound] * len(rows),
         "negativeBounds": [-bound] * len(rows),
     }
     return Panel("ColoredTokensMulti", props, still, title)
+
+
+def _largest(
+    strings: Sequence[str], rows: np.ndarray, headings: Sequence[str], unit: str, *, signs: bool
+) -> str:
+    """Which token of which row has the value farthest from 0, in words."""
+    row, pos = map(int, np.unravel_index(np.abs(rows).argmax(), rows.shape))
+    value = float(rows[row, pos])
+    amount = f"{signed(value) if signs else f'{value:.3g}'} {unit}".strip()
+    text = f"Largest: {amount} at {quoted(strings[pos])} ({pos})"
+    if headings[row]:
+        text += f", {headings[row]}"
+    return text
 
 
 def log_probs(
@@ -94,7 +115,7 @@ def log_probs(
     ids: Sequence[int],
     decode: Decode,
     k: int = 10,
-    title: str = "Next tokens",
+    title: str | None = None,
 ) -> Panel:
     """The probability that the model gave each token of a prompt, and the tokens that it found likelier.
 
@@ -103,10 +124,10 @@ def log_probs(
         logprobs: [pos, token] log-probabilities of the next token at each position, in nats, as from
             `log_softmax(-1)`.
         ids: [pos] the prompt's token ids.
-        decode: a token's string from its id: a function such as `tokenizer.decode`, or the list of all
-            strings.
+        decode: a model, or a token's string from its id: a function such as `tokenizer.decode`, or the list
+            of all strings.
         k: how many guesses to show at each position.
-        title: of the figure.
+        title: of the figure; None says how often the likeliest token came.
     Raises:
         WorkbenchError: shapes that do not fit each other, or numbers that are not log-probabilities.
     """
@@ -137,6 +158,12 @@ def log_probs(
     for row, probs in zip(words, np.exp(best_logprobs).tolist(), strict=True):
         likeliest.append(list(zip(row, probs, strict=True)))
     note = "after each token: the probability of the next one, and the likeliest ones"
+    if title is None:
+        n_first = int((props["correctTokenRank"] == 0).sum())
+        title = (
+            f"The likeliest token came {n_first} of {n - 1} times; mean log-probability of what came "
+            f"{signed(float(right.mean()))} nats"
+        )
     still = top_k_svg(strings[:-1], ["next", "likeliest"], [actual, likeliest], title=title, note=note)
     return Panel("TokenLogProbs", props, still, title)
 

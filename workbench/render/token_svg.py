@@ -3,7 +3,7 @@
 Which numbers are drawn is decided in `token_panels`, `lens_panels` and `neuron_panels`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -15,8 +15,8 @@ Guess = tuple[str, float]
 """A token string and its probability."""
 _LETTER = 7.3
 """The width of a letter of class `k`, the monospaced font of tokens, in pixels."""
-TINY = 5e-4
-"""Below it a number is written as nearly 0: its digits would stretch the line and say nothing."""
+TINY = 0.005
+"""Below this share of the scale a number is written as nearly 0: its digits would stretch the line and say nothing."""
 OUTLYING = 3.0
 """Colours end at so many times the 90th percentile: one token cannot turn all others white."""
 _GUESSES, _TOKENS = 3000, 4000
@@ -24,38 +24,52 @@ _GUESSES, _TOKENS = 3000, 4000
 
 
 class TokenLine(NamedTuple):
-    """A line of tokens with a value for each, and what the line is called."""
+    """A line of tokens with a value for each.
+
+    Attributes:
+        label: what the line is called, above it.
+        heading: above the label, where a group of lines begins.
+    """
 
     label: str
     strings: Sequence[str]
     values: Sequence[float]
+    heading: str = ""
 
 
-def tokens_svg(lines: Sequence[TokenLine], *, title: str, note: str = "") -> str:
+def tokens_svg(
+    lines: Sequence[TokenLine], *, title: str, note: str = "", unit: str = "", signs: bool = True
+) -> str:
     """Lines of tokens, each on the colour of its value and with the value under it; one scale for all lines.
 
     Args:
-        note: what the picture leaves out, or what the numbers are.
+        note: what the picture says, or what it leaves out.
+        unit: of the values.
+        signs: whether values may be on both sides of 0; False writes them without a plus.
     """
-    sizes = [abs(value) for _, _, values in lines for value in values]
+    sizes = [abs(value) for line in lines for value in line.values]
     scale = robust_scale(sizes)
+    write = signed if signs else _unsigned
     y, body, n_tokens = 50.0, "", 0
-    for label, strings, values in lines:
-        if label:
-            body += f'<text class="t" x="10" y="{decimal(y + 12)}">{xml(shorten(visible(label), 100))}</text>'
-            y += 22
+    for label, strings, values, heading in lines:
+        for css, text in (("t", heading), ("s", label)):
+            if text:
+                shown = xml(shorten(visible(text), 120))
+                body += f'<text class="{css}" x="10" y="{decimal(y + 12)}">{shown}</text>'
+                y += 20
         x = 10.0
         for string, value in zip(strings, values, strict=True):
             n_tokens += 1
             if n_tokens > _TOKENS:
                 continue
-            width = _token_width(string, value)
+            number = _value_text(value, TINY * scale, write)
+            width = _token_width(string, number)
             if x > 10 and x + width > WIDTH - 10:
                 x, y = 10.0, y + 38
-            body += _token(string, value, scale, x, y, width)
+            body += _token(string, number, ink_class(value, scale), shade(value, scale), x, y, width)
             x += width + 2
         y += 46
-    notes = [note, f"blue +{scale:.3g}, white 0, orange −{scale:.3g}"]
+    notes = [note, _colours(scale, unit, signs=signs)]
     n_beyond = sum(size > scale for size in sizes)
     if n_beyond:
         notes.append(f"{n_beyond} beyond that have the full colour")
@@ -76,25 +90,36 @@ def robust_scale(sizes: Sequence[float]) -> float:
     return min(known[-1], OUTLYING * known[int(0.9 * (len(known) - 1))])
 
 
-def _value_text(value: float) -> str:
-    if abs(value) >= TINY:
-        return signed(value)
+def _colours(scale: float, unit: str, *, signs: bool) -> str:
+    """What the ends of the colours stand for."""
+    amount = f"{scale:.3g} {unit}".strip()
+    if signs:
+        return f"blue +{amount}, white 0, orange −{amount}"
+    return f"white 0, blue {amount}"
+
+
+def _unsigned(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _value_text(value: float, least: float, write: Callable[[float], str]) -> str:
+    if abs(value) >= least:
+        return write(value)
     return "0" if not value else "≈0"
 
 
-def _token_width(string: str, value: float) -> float:
+def _token_width(string: str, number: str) -> float:
     """Wide enough for the token and for the number under it."""
-    return max(_LETTER * letters(shorten(visible(string), 40)) + 8, 5.6 * len(_value_text(value)) + 4)
+    return max(_LETTER * letters(shorten(visible(string), 40)) + 8, 5.6 * len(number) + 4)
 
 
-def _token(string: str, value: float, scale: float, x: float, y: float, width: float) -> str:
+def _token(string: str, number: str, ink: str, colour: str, x: float, y: float, width: float) -> str:
     """A token on the colour of its value, with the value under it."""
-    full, number = visible(string), _value_text(value)
-    ink = ink_class(value, scale)
+    full = visible(string)
     size = f'x="{decimal(x)}" y="{decimal(y)}" width="{decimal(width)}" height="20"'
     middle = decimal(x + width / 2)
     return (
-        f'<g><title>{xml(f"{full}: {number}")}</title><rect class="b" {size} fill="{shade(value, scale)}"/>'
+        f'<g><title>{xml(f"{full}: {number}")}</title><rect class="b" {size} fill="{colour}"/>'
         f'<text class="k c{ink}" x="{middle}" y="{decimal(y + 14)}">{xml(shorten(full, 40))}</text>'
         f'<text class="v d" x="{middle}" y="{decimal(y + 30)}">{number}</text></g>'
     )
