@@ -133,3 +133,9 @@ def test_what_cannot_be_scored_is_said():
     )
     with pytest.raises(CircuitError, match=no_graph):
         edge_auroc(kept.mean("example", keep_attrs=False), known.edges["zero"])
+
+
+def test_rounding_errors_rank_no_edge():
+    # Edges without an effect score some 1e-8 of the largest, differently on every processor.
+    scores, true = np.array([8.0, 2e-8, 5e-8, -7e-8]), np.array([True, True, False, False])
+    assert edge_auroc(scores, true) == edge_auroc(np.array([8.0, 0.0, 0.0, 0.0]), true) == 0.75

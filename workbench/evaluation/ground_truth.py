@@ -23,11 +23,14 @@ from workbench.sites import Edge
 By = Literal["magnitude", "signed"] | str
 Scores = xr.DataArray | Float[np.ndarray, "..."]
 Truth = Iterable[Edge | str] | Bool[np.ndarray, "..."]
+NOISE_DIGITS = 6
+"""Digits, of the largest score, to which scores are compared."""
 
 
 def edge_auroc(scores: Scores, true_edges: Truth, *, by: By = "magnitude") -> float:
     """The chance that a true edge outranks a false one, ties counting half: the ordinary AUROC.
 
+    Scores that agree to six digits of the largest are ties.
     (sum of the ranks of the true edges - t(t + 1)/2) / (t f), of t true and f false edges.
 
     Args:
@@ -120,7 +123,10 @@ def _ranked(scores: Scores, true_edges: Truth, by: str) -> _RankedEdges:
         raise CircuitError(
             f"{true.sum()} of {len(true)} edges are true: there must be true and false ones to tell apart."
         )
-    return _RankedEdges(np.abs(values) if by == "magnitude" else values, true)
+    # Effects of nothing are rounding errors of some 1e-8 of the largest, in an order of their own on every processor.
+    digits = values / (np.abs(values).max() or 1.0)
+    rank = np.round(digits, NOISE_DIGITS)
+    return _RankedEdges(np.abs(rank) if by == "magnitude" else rank, true)
 
 
 def _graph_of(scores: xr.DataArray) -> Graph:
