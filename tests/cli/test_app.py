@@ -198,6 +198,8 @@ def test_evaluate_takes_the_model_that_the_circuit_was_found_in(tmp_path):
     result = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "known.json"), *options])
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[0])["faithfulness"] is not None
+    cost = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path / "known.json"), *options, "--dry-run"])
+    assert json.loads(cost.stdout)["seconds"] > 0
     with pytest.raises(
         CircuitError, match="is a circuit of the model 'elsewhere/model': name where that is, with --model"
     ):

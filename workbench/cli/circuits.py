@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from workbench.models.model import Model
     from workbench.prompts.pairs import PromptPairs
     from workbench.sites import Shape
+    from workbench.workflows.evaluate import Judgement
 
 
 def discover(
@@ -179,6 +180,9 @@ def evaluate_circuit(
     variant: Variant = None,
     tests: Annotated[bool, typer.Option("--tests", help="The five hypothesis tests too.")] = False,
     positive: Positive = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many seconds it takes, from trials on a few prompts.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object a line: each value, then the tests.")
     ] = False,
@@ -187,7 +191,7 @@ def evaluate_circuit(
 ) -> None:
     """Measure a circuit: faithfulness, complement, random circuits, completeness, minimality."""
     import workbench as wb
-    from workbench.workflows.evaluate import judge, lines, value_names
+    from workbench.workflows.evaluate import judge, lines, seconds_of, value_names
 
     values = value_names(names(value) or [value])
     loaded = wb.load_model(model or _model_of(circuit), device=device, bos=bos)
@@ -199,18 +203,24 @@ def evaluate_circuit(
             "weights)",
             err=True,
         )
-    judgement = judge(
-        read,
-        loaded,
-        task,
-        values=values,
-        n=n,
-        metric=metric,
-        seed=seed,
-        split=split,
-        variant=variant,
-        tests=tests,
-    )
+
+    def judged(n_prompts: int) -> "Judgement":
+        """The circuit on that many prompts."""
+        return judge(
+            read, loaded, task, values=values, n=n_prompts, metric=metric, seed=seed, split=split,
+            variant=variant, tests=tests,
+        )  # fmt: skip
+
+    if dry_run:
+        seconds = seconds_of(judged, n)
+        if as_json:
+            print_json({"prompts": n, "values": values, "tests": tests, "seconds": seconds})
+        else:
+            say(
+                f"about {seconds:.0f} s on this machine as it is now: {n} prompts, values {', '.join(values)}"
+            )
+        return
+    judgement = judged(n)
     for line in lines(judgement, as_json=as_json):
         say(line, as_json=as_json)
 

@@ -7,6 +7,7 @@ the same for whole components. What is done with scores is the matter of `search
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -35,6 +36,8 @@ from workbench.names import SCORE_METHODS, ScoreMethod
 from workbench.prompts.pairs import PromptPairs
 from workbench.sites import Position
 from workbench.statistics import check_seed, gap_of_means
+
+log = logging.getLogger(__name__)
 
 METHODS = SCORE_METHODS
 GRIDS = ("left", "right", "midpoint")
@@ -147,6 +150,10 @@ def score_edges(
     circuits = Circuits(model, graph, pairs, value=patched, metric=measure, budget=budget)
     graph = circuits.graph
     _check_one_token(method, measure)
+    log.info(
+        "%d edges on %d prompts, method %s, value %s, metric %s",
+        graph.n_edges, len(pairs), method, patched.describe(), measure.name,
+    )  # fmt: skip
     if method == "random":
         table = _noise(graph, len(pairs) if "example" in keep else 1, seed)
     elif method in ("exact", "conditional"):

@@ -4,6 +4,7 @@ In memory the store is made in this module; with `path=` it is planned and writt
 This module installs no hook and knows no file format.
 """
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,8 @@ from workbench.prompts.prompts import Prompts
 from workbench.sites import KINDS, Key, Shape, Site, kind_named
 from workbench.stores.plan import SHARD_BYTES
 from workbench.stores.store import ActivationStore
+
+log = logging.getLogger(__name__)
 
 # What is stored where no sites are named. Left out: logits, which are as wide as the vocabulary, and
 # `resid_mid` and `mlp_pre`, which follow from what is stored.
@@ -105,6 +108,7 @@ def capture(
         )
     # Streams that two names share are recorded and kept once; the store lists both names.
     canonical = _keys_of(model, sites)
+    log.info("capture of %d prompts in memory: %d sites", len(prompts), len(canonical))
     rows = _rows_in_memory(model, prompts, list(dict.fromkeys(canonical.values())), budget, progress)
     return ActivationStore.of(
         prompts,

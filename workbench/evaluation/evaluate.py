@@ -13,6 +13,7 @@ prompt (`engine.resemblance`).
 This module knows nothing of how a circuit was found.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -33,6 +34,8 @@ from workbench.models.model import Model
 from workbench.prompts.pairs import PromptPairs
 from workbench.results import clean_attrs
 from workbench.statistics import bootstrap, check_level, check_seed, known_gap
+
+log = logging.getLogger(__name__)
 
 CHECKS = ("complement", "random", "completeness", "minimality")
 Check = Literal["complement", "random", "completeness", "minimality"] | str
@@ -132,6 +135,10 @@ def evaluate(
     measure, sites = metric_for(metric, pairs), writer_sites(circuits[0].graph)
     patched = given_value(value, model, pairs, sites=sites, budget=budget)
     runs = Circuits(model, circuits[0].graph, pairs, value=patched, metric=measure, budget=budget)
+    log.info(
+        "%d circuits on %d prompts, value %s, metric %s, checks %s",
+        len(circuits), len(pairs), patched.describe(), measure.name, ", ".join(names) or "none",
+    )  # fmt: skip
     # Dead ends are left out, of a circuit made by hand too.
     beside = resemblance(runs, runs.graph.prune(np.stack([one.edges for one in circuits])), progress=progress)
     data = _faithfulness(beside, level)

@@ -6,6 +6,7 @@ Patching, ablation, steering and attribution are values and methods of this one 
 """
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -42,6 +43,8 @@ from workbench.prompts.prompts import Prompts
 from workbench.results import effect_array
 from workbench.sites import Grid, Shape, Site, grid, kind_named
 from workbench.statistics import ROUNDING, known_gap
+
+log = logging.getLogger(__name__)
 
 METHODS = tuple(EFFECT_METHODS)
 CONVERGENCE = 0.05
@@ -138,6 +141,9 @@ def effects(
     if method != "exact":
         runs.metric.check_attributable(base)
     plan = _plan(runs, rows, sites, value, measure)
+    log.info(
+        "%d edits on %d prompts, method %s, metric %s", len(plan.elements), len(pairs), method, measure.name
+    )
     with located(model, runs.prompts, plan.label):
         table, method_attrs = _measured(runs, rows, plan, method, steps, progress)
         _check_finite(table, plan, method)

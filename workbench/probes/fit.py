@@ -5,6 +5,7 @@ held-out ones that share no prompt with them. Every control is one more column o
 Activations are read one site at a time.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,8 @@ from workbench.results import clean_attrs, versions
 from workbench.sites import Key, Position
 from workbench.statistics import check_level, check_seed
 from workbench.stores.store import ActivationStore
+
+log = logging.getLogger(__name__)
 
 
 @checked
@@ -193,6 +196,7 @@ def fit_probes(
     }
     tables = Tables(axes, labels.concepts, all_controls, request.ks, request.selectors, request.baselines)
     shapes: dict[str, str] = {}
+    log.info("probes of %s in %d sites, %d rows", ", ".join(axes["concept"]), len(request.keys), len(labels))
     with progress_bar(len(request.keys) * len(row_sets), "probes", "site", shown=progress) as bar:
         for kind, layer in request.keys:
             for p, row_set in enumerate(row_sets):

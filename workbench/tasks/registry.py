@@ -5,6 +5,7 @@ words of equal token count, with answers of one token if there are enough, and s
 what they left out. Where answers are several tokens, `provenance["metric"]` is one that reads them.
 """
 
+import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from workbench.prompts.prompts import Prompts
 from workbench.tasks.grammar import Lexicon, Sentence, is_reserved, vocabulary
 from workbench.tasks.task import TASKS, Task, find_task
 from workbench.tasks.vocabularies import SubwordVocabulary, WordVocabulary
+
+log = logging.getLogger(__name__)
 
 # So many draws in a row without a new prompt mean that there are no more.
 _PATIENCE = 20_000
@@ -118,6 +121,9 @@ def load_task(
             provenance["left_out"] = f"{other}: no sentence of the same length in this vocabulary"
         else:
             sides[other] = wording.prompts(sentences)
+    log.info(
+        "%s: %d %s pairs, metric %s, against %s", name, n, split, provenance["metric"], [variant, *sides]
+    )
     return PromptPairs(clean, corrupt, answers, wrong, provenance, sides)
 
 

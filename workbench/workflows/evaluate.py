@@ -4,7 +4,8 @@
 """
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,29 @@ def judge(
             some = pairs_for(pairs, name)
             results[name] = circuit_tests(circuit, model, some, value=value, metric=data.metric, seed=seed)
     return Judgement(evaluation, results)
+
+
+TRIED = (2, 6)
+"""Prompts of the two trial runs of `seconds_of`."""
+
+
+def seconds_of(run: Callable[[int], object], n: int) -> float:
+    """About how many seconds work on `n` prompts takes, from two trials on a few of them.
+
+    Args:
+        run: the work on that many prompts. It is run warm: once more than it is timed.
+
+    The time is taken to be a fixed part and one that grows with the prompts.
+    """
+    run(TRIED[0])
+    taken = []
+    for n_tried in TRIED:
+        start = time.perf_counter()
+        run(n_tried)
+        taken.append(time.perf_counter() - start)
+    # a second trial that was quicker than the first says that the prompts cost nothing beside the rest
+    per_prompt = max(0.0, (taken[1] - taken[0]) / (TRIED[1] - TRIED[0]))
+    return taken[1] + per_prompt * max(0, n - TRIED[1])
 
 
 def lines(judgement: Judgement, *, as_json: bool) -> list[str]:
