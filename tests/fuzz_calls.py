@@ -262,20 +262,26 @@ def _odd_sites(rng: random.Random) -> str:
     )
     told.append(f"effects(sites=[{text!r}], value={value.describe()})")
     try:
-        effects = wb.effects(model(), pairs(), sites=[text], value=value, progress=False).values.ravel()
+        effects = wb.effects(model(), pairs(), sites=[text], value=value, progress=False)
     except wb.WorkbenchError as error:
         _check_message(error)
         return "refused"
-    site = wb.Site.parse(text)
-    edited = wb.run(model(), pairs().clean, edits={site: value}, other=pairs().corrupt).logits
-    base = wb.run(model(), pairs().clean).logits
-    right, wrong = pairs().answers[:, 0, 0], pairs().wrong[:, 0, 0]
-    ends = [logits[torch.arange(2), [len(row) - 1 for row in ROWS]] for logits in (edited, base)]
-    differences = [end[torch.arange(2), right] - end[torch.arange(2), wrong] for end in ends]
-    expected = (differences[0] - differences[1]).numpy()
-    if not agree(np.nan_to_num(effects), expected, 1e-3) and np.abs(effects - expected).max() > 1e-4:
-        raise WrongResult(f"effects and run differ at {text}: {effects} and {expected}")
+    base = _pair_logit_diff(wb.run(model(), pairs().clean).logits)
+    # A kind without a layer is every one of its sites.
+    for j, name in enumerate(effects["site"].values):
+        edits = {wb.Site.parse(str(name)): value}
+        edited = _pair_logit_diff(wb.run(model(), pairs().clean, edits=edits, other=pairs().corrupt).logits)
+        shown, expected = effects.values[:, j], edited - base
+        if not agree(np.nan_to_num(shown), expected, 1e-3) and np.abs(shown - expected).max() > 1e-4:
+            raise WrongResult(f"effects and run differ at {name} of {text}: {shown} and {expected}")
     return "the same"
+
+
+def _pair_logit_diff(logits: torch.Tensor) -> np.ndarray:
+    """[pair]: the logit difference of the two pairs at their ends."""
+    right, wrong = pairs().answers[:, 0, 0], pairs().wrong[:, 0, 0]
+    end = logits[torch.arange(2), [len(row) - 1 for row in ROWS]]
+    return (end[torch.arange(2), right] - end[torch.arange(2), wrong]).numpy()
 
 
 @cache

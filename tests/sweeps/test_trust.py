@@ -119,7 +119,7 @@ def test_metrics_that_the_user_wrote_or_typed_are_trusted(spec, tmp_path):
     typed = call(
         "run", "a.yaml", "--metrics", "package_of_somebody.theirs:score", "--out", "out", "--dry-run"
     )
-    assert typed.stdout.splitlines()[0] == "1 jobs, 0 done, 1 left"
+    assert typed.stdout.splitlines()[0].startswith("1 jobs, 0 done, 1 left; about ")
 
 
 def test_what_cannot_be_located_is_said_to_be_nowhere():

@@ -47,10 +47,10 @@ def results(tmp_path_factory):
 
 
 def write(results, out: Path, *, overwrite: bool) -> None:
-    run, lens, sections, command, _ = results
+    run, *others, _ = results
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "report", small_report)
-        module._write(replace(run, folder=out), lens, sections, command, overwrite)
+        module._write(replace(run, folder=out), *others, overwrite)
 
 
 def die_at(number: int) -> None:
