@@ -128,16 +128,17 @@ def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, t
     with opened(path, dark=dark) as seen:
         frame = seen.frame()
         frame.locator("path.e").first.press("Enter")
-        frame.locator("#to-position").click()
+        assert frame.locator(".scene:visible").get_attribute("id") == "position-0"
         assert frame.evaluate(CONTRAST) == []
         assert seen.page.evaluate(CONTRAST) == []
         frame.locator("#to-component").click()
+        assert frame.evaluate(CONTRAST) == []
         order = frame.evaluate(
             "[...document.querySelectorAll('button:enabled,input,select,[tabindex]')]"
             ".filter((e) => e.getClientRects().length)"
             ".map((e) => e.id || e.getAttribute('role') || e.dataset.filter)"
         )
-        assert order[:3] == ["to-component", "to-position", "top"]
+        assert order[:3] == ["to-position", "to-component", "top"]
         assert set(order[order.index("save-png") + 1 :]) == {"button"}
         labels = frame.evaluate(
             "[...document.querySelectorAll('[tabindex]')].map((e) => e.getAttribute('aria-label'))"
@@ -148,9 +149,9 @@ def test_text_can_be_read_and_everything_is_reached_by_key(dark, grouped_view, t
             ".every((e) => e.getAttribute('role') && e.getAttribute('aria-label'))"
         )
         assert frame.locator("#detail").get_attribute("aria-live") == "polite"
-        for wanted in ("to-component", "to-position", "top"):
-            seen.page.keyboard.press("Tab") if wanted != "to-component" else frame.locator(
-                "#to-component"
+        for wanted in ("to-position", "to-component", "top"):
+            seen.page.keyboard.press("Tab") if wanted != "to-position" else frame.locator(
+                "#to-position"
             ).focus()
             assert frame.evaluate("document.activeElement.id") == wanted
         assert seen.console == []
@@ -175,6 +176,7 @@ def test_what_was_not_measured_is_said_and_lists_are_whole(view, tmp_path):
     )
     with opened(path) as seen:
         frame = seen.frame()
+        frame.locator("#to-component").click()
         frame.evaluate(
             "() => { const top = document.getElementById('top'); top.value = 9;"
             "top.dispatchEvent(new Event('input')); }"
@@ -252,6 +254,7 @@ def circuit_page(view, tmp_path):
 def test_edges_are_counted_filtered_and_opened(view, circuit_page):
     with opened(circuit_page) as seen:
         frame = seen.frame()
+        frame.locator("#to-component").click()
         shown = lambda: frame.evaluate(SHOWN + ".length")  # noqa: E731
         start = shown()
         assert 0 < start <= 40
@@ -284,6 +287,7 @@ def test_a_node_says_what_enters_and_leaves_it(view, circuit_page):
     head = next(node for node in view.nodes if node.startswith("a"))
     with opened(circuit_page) as seen:
         frame = seen.frame()
+        frame.locator("#to-component").click()
         frame.locator("#top").fill(str(len(view.edges)))
         frame.locator(f"g.n[aria-label='{head}']").first.click()
         said = frame.inner_text("#detail")
@@ -319,23 +323,23 @@ def test_what_is_shown_is_saved(circuit_page, tmp_path):
         frame = seen.frame()
         frame.locator("#top").fill("8")
         for button, name in (
-            ("#save-svg", "Indirect-object-component.svg"),
-            ("#save-png", "Indirect-object-component.png"),
+            ("#save-svg", "Indirect-object-position.svg"),
+            ("#save-png", "Indirect-object-position.png"),
         ):
             with seen.page.expect_download() as waiting:
                 frame.click(button)
             assert waiting.value.suggested_filename == name
             waiting.value.save_as(tmp_path / name)
         shown = frame.evaluate(SHOWN + ".length")
-    root = ET.parse(tmp_path / "Indirect-object-component.svg").getroot()
+    root = ET.parse(tmp_path / "Indirect-object-position.svg").getroot()
     paths = [
         e
         for e in root.iter("{http://www.w3.org/2000/svg}path")
         if "e" in e.get("class", "").split() and "y" not in e.get("class", "").split()
     ]
     assert len(paths) == shown
-    assert "tabindex" not in (tmp_path / "Indirect-object-component.svg").read_text()
-    assert (tmp_path / "Indirect-object-component.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert "tabindex" not in (tmp_path / "Indirect-object-position.svg").read_text()
+    assert (tmp_path / "Indirect-object-position.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_two_circuits_are_told_apart(circuit_of, tmp_path):

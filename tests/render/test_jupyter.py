@@ -88,8 +88,12 @@ def test_a_trusted_notebook_is_interactive_in_either_theme(server, hostile, dark
     with server.opened("trusted.ipynb", dark=dark, width=640 if dark else 1400) as seen:
         seen.wait(
             "!!document.querySelector('.circuit[data-edges]')"
-            " && document.querySelectorAll('.panel canvas').length >= 3"
+            " && document.querySelectorAll('.panel details').length === 2"
         )
+        seen.page.evaluate(
+            "document.querySelectorAll('.panel details').forEach((fold) => { fold.open = true; })"
+        )
+        seen.wait("document.querySelectorAll('.panel .live > *').length >= 2")
         box = seen.page.locator(".circuit")
         assert box.get_attribute("data-edges") == str(len(hostile.edges))
         assert not box.locator("img").is_visible()

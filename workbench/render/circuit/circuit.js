@@ -4,7 +4,8 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const find = (id) => document.getElementById(id);
-const state = { kind: "component", prompt: 0, pinned: null };
+// The position view first: it says where a head reads, and with it what kind of copying a circuit does.
+const state = { kind: data.scenes["position-0"] ? "position" : "component", prompt: 0, pinned: null };
 const scenes = {};
 
 function make(tag, text, parent, style) {
@@ -264,7 +265,7 @@ function show() {
   now.boxes.forEach((box, i) => hide(box, !nodes.has(i)));
   now.arcs.forEach((arc, i) => hide(arc, !keys.has(now.hops[i][0]) || !queries.has(now.hops[i][1])));
   for (const kind of Object.keys(scenes)) hide(find(kind), kind !== drawnName());
-  for (const kind of ["component", "position"]) find("to-" + kind).setAttribute("aria-pressed", String(kind === state.kind));
+  for (const kind of ["position", "component"]) find("to-" + kind).setAttribute("aria-pressed", String(kind === state.kind));
   const slider = find("top");
   slider.max = whole.lines.length;
   slider.value = whole.k;
@@ -333,7 +334,7 @@ function paint(dark) {
 }
 
 find("top").addEventListener("input", (event) => { all().k = Number(event.target.value); show(); });
-for (const kind of ["component", "position"]) find("to-" + kind).addEventListener("click", () => { state.kind = kind; show(); });
+for (const kind of ["position", "component"]) find("to-" + kind).addEventListener("click", () => { state.kind = kind; show(); });
 document.querySelectorAll("[data-filter]").forEach((box) => box.addEventListener("change", show));
 if (find("prompt")) {
   find("prompt").addEventListener("change", (event) => {

@@ -18,8 +18,8 @@ def controls(view: CircuitView) -> str:
     filters = "".join(_filter(name, labels) for name, labels in _filters(view).items())
     return (
         '<nav aria-label="what is shown">'
-        '<span><button id="to-component">component</button>'
-        f'<button id="to-position"{hint}>position</button></span>'
+        f'<span><button id="to-position"{hint}>position</button>'
+        '<button id="to-component">component</button></span>'
         '<label>edges <input id="top" type="range" min="1" step="1"></label>'
         '<output id="count" for="top"></output><output id="faith" for="top"></output>'
         f"{_prompt_choice(view)}{filters}"

@@ -20,13 +20,15 @@ def to_html(view: CircuitView) -> str:
     """A fragment of HTML: a still picture, and the script that makes it interactive. Same view, same text.
 
     The reader chooses how many of the strongest edges to see (with the faithfulness at that size beside it),
-    by sign and by port, in the component or the position view, on one of the prompts; opens an edge or a node
+    by sign and by port, in the position view (which opens first, where scores by position are known) or that of
+    components, on one of the prompts; opens an edge or a node
     (click, or Tab and Enter; Escape closes) to see its scores, intervals, patterns, what enters and what
     leaves it; and saves what is shown.
     """
     source = frame_document(view)
     name = hashlib.sha256(source.encode()).hexdigest()[:12]
-    still = base64.b64encode(to_svg(view).encode()).decode()
+    first = "position" if view.has_positions else "component"
+    still = base64.b64encode(to_svg(view, kind=first).encode()).decode()
     # the document last: its letters might spell the other name
     script = asset("frame.js").replace("NAME", script_json(name))
     script = script.replace("SOURCE", script_json(packed(source)))

@@ -25,7 +25,7 @@ _LONG_PROMPT, _EMPTY_RUN = 40, 3
 """In prompts of more than 40 tokens, runs of 3 or more tokens without a box are left out."""
 _LABEL = 14
 """Characters of a token."""
-_WIDTH, _HEIGHT, _GAP = 40.0, 23.0, 5
+_WIDTH, _HEIGHT, _GAP = 40.0, 23.0, 8
 _TOP, _LEFT = 16.0, 34.0
 
 

@@ -57,12 +57,12 @@ class _Scene:
 
 
 def _scenes(view: CircuitView) -> list[_Scene]:
-    """The component view, and the position view of each prompt that has scores by position."""
-    scenes = _component_scenes(view)
+    """The position view of each prompt that has scores by position, then the component view."""
+    scenes = []
     for number, one in enumerate([view, *view.more]):
         if one.has_positions:
             scenes.append(_position_scene(one, f"position-{number}"))
-    return scenes
+    return scenes + _component_scenes(view)
 
 
 def _component_scenes(view: CircuitView) -> list[_Scene]:
