@@ -17,7 +17,11 @@ FOLDERS = (
     "interventions lenses probes discovery evaluation sweeps render workflows studies course cli"
 ).split()
 # Circuits draw themselves in a notebook, and results by `result.wb`, by an import inside a method.
-DRAWS_ITSELF = (("circuit.circuit", "render.circuit.html"), ("results", "render.cards.card"))
+DRAWS_ITSELF = (
+    ("circuit.circuit", "render.circuit.html"),
+    ("results", "render.cards.card"),
+    ("workflows.discovery_run", "workflows.verdict"),
+)
 
 
 def modules() -> dict[str, Path]:

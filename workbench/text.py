@@ -5,6 +5,7 @@ what the text says.
 """
 
 import re
+import textwrap
 import unicodedata
 from collections.abc import Iterable
 from xml.sax.saxutils import escape
@@ -39,6 +40,15 @@ def spelled(text: str) -> str:
 def xml(text: object) -> str:
     """`visible` text, escaped for XML and HTML, in and outside of quoted attributes."""
     return escape(spelled(str(text)), {'"': "&quot;", "'": "&#39;"})
+
+
+WIDEST = 110
+"""Columns of what an object prints of itself."""
+
+
+def wrapped(text: str) -> str:
+    """The text in lines of at most `WIDEST` columns, those after the first indented."""
+    return textwrap.fill(text, WIDEST, subsequent_indent="  ")
 
 
 def listed(names: Iterable[str]) -> str:

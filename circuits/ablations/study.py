@@ -29,7 +29,7 @@ prompt has no other prompt of its length to take an activation from.
 def main() -> None:
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/heads")
     sweep = wb.run_sweep(HERE / "heads.yaml", out=out, command="python circuits/ablations/study.py")
-    table, lines = sweep.summary(), []
+    table, lines = sweep.means(), []
     for task in sweep.spec["tasks"]:
         of_task = table[table["task"] == task["name"]]
         cells = [cell(of_task[of_task["value"] == value]) for value in sweep.spec["values"]]

@@ -82,10 +82,10 @@ def test_checkpoints_are_models_of_their_own_in_rows_tables_and_keys(tmp_path):
     assert abs(tables[0] - tables[1]).max() > 0.1, "the two checkpoints differ"
     sweep = wb.load_sweep(tmp_path / "steps")
     assert sweep.rows["checkpoint"].value_counts().to_dict() == dict.fromkeys(steps, 32)
-    summary = sweep.summary()
+    summary = sweep.means()
     assert summary.groupby("checkpoint")["n_jobs"].sum().to_dict() == dict.fromkeys(steps, 32)
     means = [float(table.mean()) for table in tables]
-    assert close(sweep.summary(["checkpoint"])["mean"].to_numpy(), means, tolerance=1e-5, scale=10.0)
+    assert close(sweep.means(["checkpoint"])["mean"].to_numpy(), means, tolerance=1e-5, scale=10.0)
     assert sweep.arrays()["mean"].sizes == {"checkpoint": 2, "layer": 4, "head": 8}
     trained = run(HEADS, tmp_path / "trained").rows
     assert trained["checkpoint"].isna().all()

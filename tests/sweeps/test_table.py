@@ -28,7 +28,7 @@ def test_a_row_by_hand(tmp_path):
     sweep = load_sweep(
         write_sweep(tmp_path / "s", [record("z[1.2]@END", [1.0, 2.0, 3.0], m_base=[4.0, 4.0, 4.0], n=3)])
     )
-    assert repr(sweep) == (
+    assert repr(sweep).replace("\n ", "") == (
         f"Sweep({str(tmp_path / 's')!r}: 1 jobs: 1 done, 0 remaining; study effects, model tiny, task ioi, split train, seed 0, "
         "base clean, metric logit_diff, value zero)"
     )
@@ -112,25 +112,29 @@ def test_arrays_of_mixed_kinds_are_over_what(tmp_path):
     assert np.isnan(found["effect"].sel(model="tiny", what="mlp_out[0]")).values.tolist() == [False, True]
 
 
-def test_summary_is_over_seeds_and_draws_prompts(tmp_path):
+def test_means_are_over_seeds_and_draw_prompts(tmp_path):
     records = [
         record("z[0.0]", [1.0, 3.0], seed=0),
         record("z[0.0]", [5.0, 7.0], seed=1),
         record("z[0.1]", [0.0, 2.0], seed=0),
     ]
     sweep = load_sweep(write_sweep(tmp_path / "s", records))
-    found = sweep.summary()
+    found = sweep.means()
     assert found[
         ["what", "layer", "head", "n_jobs", "n_seeds", "n_examples", "mean"]
     ].to_numpy().tolist() == [
         ["z[0.0]", 0, 0, 2, 2, 4, 4.0],
         ["z[0.1]", 0, 1, 1, 1, 2, 1.0],
     ]
-    by_layer = sweep.summary(["layer"]).iloc[0]
+    by_layer = sweep.means(["layer"]).iloc[0]
     # Both heads were measured on the same two prompts of seed 0: (1 + 0) / 2 and (3 + 2) / 2.
     assert (by_layer["n_jobs"], by_layer["n_examples"], by_layer["mean"]) == (3, 4, (0.5 + 2.5 + 5 + 7) / 4)
     with pytest.raises(UnknownName, match=r"by='layers' is not known. Did you mean 'layer'"):
-        sweep.summary(["layers"])
+        sweep.means(["layers"])
+    short = sweep.summary()
+    assert list(short) == ["what", "n_seeds", "n_examples", "mean", "low", "high", "q"]
+    assert short["mean"].tolist() == [4.0, 1.0]
+    assert short.attrs["caption"].startswith("All with task ioi, value zero, model tiny, split train, ")
 
 
 def backup():
@@ -172,7 +176,7 @@ def test_steps_of_a_cumulative_job(tmp_path):
     assert sweep.rows["p"].isna().tolist() == [True, False, True, False, True]
     assert len(sweep.rows) == 5
     assert sweep.arrays()["mean"].sizes == {"seed": 2, "step": 2}
-    assert sweep.summary()["mean"].tolist() == [-1, -3]
+    assert sweep.means()["mean"].tolist() == [-1, -3]
 
 
 def test_circuits_and_their_stability(tmp_path):

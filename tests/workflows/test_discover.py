@@ -99,6 +99,11 @@ def test_the_report_begins_with_what_the_model_can_do_and_what_was_found(run):
     shown = [competence_text(run.competence), *headline(run).split(". ")[:1], *run.counterfactuals]
     places = [page.index(xml(text), page.index("<section")) for text in shown]
     assert places[:2] == sorted(places[:2])
+    told = repr(run).splitlines()
+    assert told[-1] == f"report: {run.report}"
+    assert len(told) <= 12
+    assert max(map(len, told)) <= 120
+    assert xml(title_of(run)) in run._repr_html_()
     assert f"<h1>{xml(title_of(run))}</h1>" in page
     headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", page)
     assert headings[:5] == [

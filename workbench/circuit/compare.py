@@ -136,6 +136,9 @@ class Comparison:
             },
         }
 
+    def __repr__(self) -> str:
+        return f"<Comparison: Jaccard {self.jaccard:.3f} of edges, {self.node_jaccard:.3f} of nodes>"
+
     def __str__(self) -> str:
         facts = self.to_dict()
         edges, nodes = facts["edges"], facts["nodes"]

@@ -23,6 +23,7 @@ from workbench.arguments import shown
 from workbench.errors import SiteError
 from workbench.models.model import Model
 from workbench.sites import Edge, Node, Position, Shape
+from workbench.text import wrapped
 
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 REST = "rest"
@@ -426,6 +427,9 @@ class Graph:
     def reader_index(self) -> dict[str, int]:
         """Name of a reader -> its column."""
         return dict(zip(self.readers, count(), strict=False))
+
+    def __repr__(self) -> str:
+        return wrapped(f"<Graph: {self}>")
 
     def __str__(self) -> str:
         shape = self.shape

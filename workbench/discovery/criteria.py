@@ -8,13 +8,14 @@ Sources: 2407.08734 (choices that move faithfulness), 2211.00593 (completeness, 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from workbench.arguments import checked
 from workbench.errors import CircuitError
+from workbench.text import wrapped
 
 SURE = 0.9
 """In what share of resamples a bound has to hold on the prompts that choose a size."""
@@ -64,6 +65,10 @@ class Criteria:
     answers_kept: float = 0.95
     same_choice: float = 0.85
     at_most: float = 0.15
+
+    def __repr__(self) -> str:
+        bounds = (f"{field.name}={getattr(self, field.name)}" for field in fields(self))
+        return wrapped(f"Criteria({', '.join(bounds)})")
 
     def __post_init__(self) -> None:
         low, high = self.faithfulness

@@ -86,6 +86,9 @@ class CallPlan:
         """The work, counted in forward passes of all prompts."""
         return self.cost.flops / self.whole
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         cost = self.cost
         peak, budget = cost.peak_bytes / 2**20, self.budget / 2**20

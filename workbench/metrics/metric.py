@@ -79,6 +79,11 @@ class Metric:
     rowwise: bool = False
     across_examples: bool = False
 
+    def __repr__(self) -> str:
+        unit = f" in {self.unit}" if self.unit else ""
+        better = "higher" if self.higher_is_better else "lower"
+        return f"<Metric {self.name}{unit}, read at {self.positions}, {better} is better>"
+
     def __post_init__(self) -> None:
         if self.rowwise and self.across_examples:
             raise MetricError(

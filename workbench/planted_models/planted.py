@@ -175,6 +175,12 @@ class Planted:
     prompt_seed: int
     split: str
 
+    def __repr__(self) -> str:
+        known = ", ".join(
+            f"{len(edges)} true edges with {value} values" for value, edges in self.edges.items()
+        )
+        return f"<Planted {self.name}: {len(self.clean)} prompts, {known}, seed {self.seed}>"
+
     @checked
     def drawn(self, n: int, *, seed: int = 0, split: Split | str = "train") -> "Planted":
         """The same model with other prompts.

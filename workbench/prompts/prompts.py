@@ -19,6 +19,7 @@ from workbench.arguments import checked, shown
 from workbench.errors import PromptError, UnknownName
 from workbench.prompts.token_tables import whole_tokens
 from workbench.sites import Position
+from workbench.text import wrapped
 
 PAD = 0
 
@@ -52,6 +53,11 @@ class Prompts:
     strings: tuple[tuple[str, ...], ...]
     bos: bool
     tokenizer: str = ""
+
+    def __repr__(self) -> str:
+        lengths = f"{int(self.lengths.min())} to {int(self.lengths.max())}" if len(self) else "no"
+        named = ", ".join(self.positions)
+        return wrapped(f"<Prompts: {len(self)} of {lengths} tokens, positions {named}>")
 
     @classmethod
     @checked

@@ -1,6 +1,6 @@
 """What a sweep measured, read from its folder: `load_sweep` returns a `Sweep` with tables and arrays.
 
-Start at `Sweep.rows`; `arrays`, `summary`, `synergy` and `stability` are made of the same records. Nothing is
+Start at `Sweep.rows`; `summary`, `means`, `arrays`, `synergy` and `stability` are made of the same records. Nothing is
 run here.
 """
 
@@ -17,6 +17,7 @@ import xarray as xr
 from workbench.arguments import checked
 from workbench.errors import SweepError, UnknownName
 from workbench.results import clean_attrs
+from workbench.sweeps.compact import OF_CIRCUITS, OF_EFFECTS, OF_PAIRS, compact
 from workbench.sweeps.contrasts import difference_table, stability_table, synergy_table
 from workbench.sweeps.folder import read_header
 from workbench.sweeps.log import FLAGS, MEASURED, LogRow, last_tries, read_log, value_name
@@ -37,7 +38,7 @@ from workbench.sweeps.rows import (
 )
 from workbench.sweeps.spec import FileFields
 from workbench.sweeps.status import Status
-from workbench.text import spelled
+from workbench.text import spelled, wrapped
 
 _DEPENDENT = (*PLACE, "strength", "writer", "reader", "method", "n_edges", "added")
 """Columns that follow from `what` and `step`."""
@@ -72,7 +73,7 @@ class Sweep:
                 if len(labels) > 4:
                     labels = [*labels[:4], "…"]
                 flags.append(f"{flag} {spelled('|'.join(labels))}")
-        return f"Sweep({str(self.folder)!r}: {self.status()}; {', '.join(flags) or 'no rows'})"
+        return wrapped(f"Sweep({str(self.folder)!r}: {self.status()}; {', '.join(flags) or 'no rows'})")
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -143,7 +144,25 @@ class Sweep:
                 attrs[flag] = None if pd.isna(label) else label
         return arrays.assign_attrs(clean_attrs(attrs))
 
-    def summary(self, by: Sequence[str] | None = None) -> pd.DataFrame:
+    def summary(self) -> pd.DataFrame:
+        """What a reader wants first: every row that was measured, the largest first, and what tells rows apart.
+
+        Returns:
+            Of effects: what, and of task, value and the other settings those that differ; mean over seeds, low,
+            high and q (p after Benjamini and Hochberg). Of pairs `synergy`, of circuits `stability`.
+            attrs["caption"] says what all rows have in common. `means` has every column.
+
+        Raises:
+            SweepError: no job was measured.
+        """
+        study = str(self.rows["study"].iloc[0]) if len(self.rows) else ""
+        if study == "stability":
+            return compact(self.stability(), "jaccard", OF_CIRCUITS)
+        if study == "pairs":
+            return compact(self.synergy(), "synergy", OF_PAIRS)
+        return compact(self.means(), "mean", OF_EFFECTS)
+
+    def means(self, by: Sequence[str] | None = None) -> pd.DataFrame:
         """The mean over what is not in `by` (by default over seeds), with its interval.
 
         The bootstrap draws prompts: what several jobs measured on one example counts once. Jobs without

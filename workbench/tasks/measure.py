@@ -27,6 +27,7 @@ from workbench.prompts.prompts import Prompts
 from workbench.statistics import mean_interval, share_interval
 from workbench.tasks.registry import load_task
 from workbench.tasks.task import TASKS, Task
+from workbench.text import wrapped
 
 # Prompts per forward pass, and numbers in its logits: 256 MB, which any machine has.
 BATCH, MOST_LOGITS = 256, 2**26
@@ -89,6 +90,15 @@ class Score:
     metric: str = ""
     clean: Estimate = field(default_factory=Estimate)
     corrupt: Mapping[str, Estimate] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        if self.skipped:
+            return wrapped(f"<Score {self.behaviour}: not measured. {self.skipped}>")
+        right, first = self.right_above_wrong.mean, self.first_choice.mean
+        return wrapped(
+            f"<Score {self.behaviour}: right above wrong {right:.0%}, first choice {first:.0%} of {self.n} prompts; "
+            f"{self.metric} {self.clean.mean:.3g}>"
+        )
 
 
 @checked

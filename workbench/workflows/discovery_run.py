@@ -5,11 +5,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 import xarray as xr
 
 from workbench.circuit.circuit import Circuit
 from workbench.discovery.criteria import Criteria
+from workbench.render.cards.card import Card
 from workbench.tasks.measure import Score
+from workbench.text import wrapped
+
+SHOWN = ("faithfulness", "low", "high", "error", "r", "kl_recovered", "answers_kept")
+"""Columns of the table that a run shows of itself."""
+MOST_LINES = 10
+"""Lines of text that a run tells of itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +73,23 @@ class DiscoveryRun:
     intervals: xr.Dataset | None = None
     chosen_by: Literal["criteria", "size", "method"] = "criteria"
     left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """The title, what was found in sentences, and the path of the report: at most twelve lines."""
+        from workbench.workflows.verdict import headline, title_of  # which read runs
+
+        lines = wrapped(f"{title_of(self)}. {headline(self)}").splitlines()
+        if len(lines) > MOST_LINES:
+            lines = [*lines[:MOST_LINES], "  ..."]
+        return "\n".join([*lines, f"report: {self.report}"])
+
+    def _repr_html_(self) -> str:
+        """The title and the sentences, the test beside the model, and the circuit as it draws itself."""
+        from workbench.workflows.verdict import headline, title_of
+
+        cells = self.evaluation.sel(circuit="circuit")
+        rows = pd.DataFrame({name: cells[name].values for name in ("ablation", *SHOWN)})
+        return Card(f"{title_of(self)}. {headline(self)}", rows, self.circuit._repr_html_).html()
 
     @property
     def report(self) -> Path:

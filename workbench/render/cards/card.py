@@ -46,6 +46,7 @@ TRAJECTORIES = ("logit_lens", "norms")
 LARGEST_FIRST = {"minimality": "missed", "neuron_maps": "roc_auc"}
 """Kind → the column whose largest values are shown; rows of all others stay in their order."""
 
+# `safe` stands at what is HTML already: the pictures are ours, the labelled numbers xarray's, and both escape their text.
 # Styles stand in the card, because a notebook has no stylesheet of ours. `currentColor` follows light and dark;
 # figures are drawn for white paper.
 _HTML = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(

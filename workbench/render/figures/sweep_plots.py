@@ -77,7 +77,7 @@ def _table(sweep: Sweep, study: str) -> pd.DataFrame:
         return sweep.synergy()
     if study == "stability":
         return sweep.stability()
-    return sweep.summary()
+    return sweep.means()
 
 
 def difference_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
