@@ -42,8 +42,10 @@ def runs(tmp_path):
 
 def test_a_run_is_shown_again_without_its_model(runs):
     text = report_run(runs / "a", runs / "page.html").read_text()
-    for heading in ("circuit.json", "effects.nc", "curve.nc", "deep.nc", "wide.nc", "edges.parquet"):
+    for heading in ("Circuit", "Effects", "Curve", "Deep", "Wide", "Edges"):
         assert f">{heading}</h2>" in text
+    assert "File: effects.nc" in text
+    assert '<section class="lead"' in text
     assert "The first 60 of 70 rows." in text
     assert "<b>x</b>" not in text
     assert "too many to draw" in text
@@ -128,7 +130,7 @@ def test_the_same_is_said_only_of_what_is_the_same(pair, told, tmp_path):
     arrays = [value if isinstance(value, xr.DataArray) else grid(value) for value in pair]
     sets = [value.to_dataset(name="v") for value in arrays]
     text = report_difference(*folders(tmp_path, array=arrays, set=sets)).read_text()
-    shown = text[text.index(">array.nc</h2>") :]
+    shown = text[text.index(">Array</h2>") :]
     assert told in shown
     assert f"<td>{told}</td>" in shown, "the same is said of the variable of a Dataset"
     assert ("The same in every cell." in shown) == (told == "The same in every cell.")

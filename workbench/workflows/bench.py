@@ -11,6 +11,7 @@ from workbench.evaluation.benchmark import Row, by_construction, on_trained_mode
 from workbench.files import replaced
 from workbench.render.figures.tables import bench_figure
 from workbench.render.report import report
+from workbench.workflows.run_leads import lead_of_behaviours, lead_of_bench
 
 BENCH_FILES = ("bench.parquet", "bench.html")
 BEHAVIOUR_FILES = ("behaviours.parquet", "behaviours.html")
@@ -58,7 +59,13 @@ def write_bench(rows: Sequence[Row], folder: Path, command: str, *, overwrite: b
     sections.append(("Every row", frame.round(4), ""))
     with replaced(folder, BENCH_FILES, overwrite=overwrite) as partial:
         save_rows(rows, partial / BENCH_FILES[0])
-        report(sections, partial / BENCH_FILES[1], title="Which method finds the true edges", command=command)
+        report(
+            sections,
+            partial / BENCH_FILES[1],
+            title="Which method finds the true edges",
+            lead=lead_of_bench(overviews[0][1], overviews[1][1]),
+            command=command,
+        )
     return [folder / name for name in BENCH_FILES]
 
 
@@ -99,5 +106,11 @@ def write_behaviours(
     ]
     with replaced(folder, BEHAVIOUR_FILES, overwrite=overwrite) as partial:
         pd.DataFrame([vars(row) for row in rows]).to_parquet(partial / BEHAVIOUR_FILES[0])
-        report(sections, partial / BEHAVIOUR_FILES[1], title="How small is a circuit?", command=command)
+        report(
+            sections,
+            partial / BEHAVIOUR_FILES[1],
+            title="How small is a circuit?",
+            lead=lead_of_behaviours(rows),
+            command=command,
+        )
     return [folder / name for name in BEHAVIOUR_FILES]

@@ -6,6 +6,7 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from workbench.render.report import report
 from workbench.workflows.run_contents import Section, shown_content
 from workbench.workflows.run_difference import difference_of
 from workbench.workflows.run_files import read_file, run_files
+from workbench.workflows.run_leads import lead_of_difference, lead_of_run
 
 
 def report_run(
@@ -28,18 +30,42 @@ def report_run(
     folder = Path(folder)
     sections: list[Section] = []
     failures: list[WorkbenchError] = []
+    contents: dict[str, Any] = {}
     for name, kind in run_files(folder).items():
         try:
-            sections.append((name, *shown_content(read_file(folder / name, kind))))
+            contents[name] = read_file(folder / name, kind)
+            shown, caption = shown_content(contents[name])
+            sections.append((heading_of(name), shown, _with_file(caption, name)))
         except WorkbenchError as error:
             # One damaged file leaves the others; only a page of nothing but errors is refused.
             failures.append(error)
-            sections.append((name, str(error), ""))
+            sections.append((heading_of(name), str(error), ""))
     if len(failures) == len(sections):
         raise WorkbenchError(f"Nothing in {str(folder)!r} can be read. {' '.join(map(str, failures))}")
     return report(
-        sections, path, title=f"Run {folder.name}", subtitle=str(folder), command=command, overwrite=overwrite
+        sections,
+        path,
+        title=f"Run {folder.name}",
+        subtitle=str(folder),
+        lead=lead_of_run(contents),
+        command=command,
+        overwrite=overwrite,
     )
+
+
+def heading_of(file: str) -> str:
+    """What a section of a file is called: the name of the file in words.
+
+    >>> heading_of("head_ablation.nc"), heading_of("ioi.circuit.json")
+    ('Head ablation', 'Ioi circuit')
+    """
+    words = Path(file).stem.replace("_", " ").replace(".", " ")
+    return f"{words[:1].upper()}{words[1:]}"
+
+
+def _with_file(caption: str, file: str) -> str:
+    """The caption, with the file that is shown."""
+    return f"{caption} File: {file}".strip()
 
 
 def report_difference(
@@ -64,15 +90,19 @@ def report_difference(
     if names[0] == names[1]:
         names = (str(a), str(b))
     sections: list[Section] = []
+    pairs: dict[str, tuple[Any, Any]] = {}
     for name, kind in both.items():
         try:
             first, second = (read_file(folder / name, kind) for folder in folders)
-            sections.append((name, *difference_of(first, second, names)))
+            pairs[name] = first, second
+            shown, caption = difference_of(first, second, names)
+            sections.append((heading_of(name), shown, _with_file(caption, name)))
         except WorkbenchError as error:
-            sections.append((name, str(error), ""))
+            sections.append((heading_of(name), str(error), ""))
     unshared = [(names[0], file) for file in first_files if file not in both]
     unshared += [(names[1], file) for file in second_files if file not in both]
     if unshared:
         sections.append(("Only in one", pd.DataFrame(unshared, columns=["run", "file"]), ""))
     title = f"{names[0]} and {names[1]}"
-    return report(sections, path, title=title, command=command, overwrite=overwrite)
+    lead = lead_of_difference(pairs, names, unshared)
+    return report(sections, path, title=title, lead=lead, command=command, overwrite=overwrite)
