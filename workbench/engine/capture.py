@@ -195,7 +195,7 @@ def capture_pairs(
             both.
 
     Raises:
-        What `capture` raises.
+        WorkbenchError: what `capture` raises.
     """
     chosen = sites
     if not isinstance(sites, str | Site | None):
