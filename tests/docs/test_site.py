@@ -33,7 +33,7 @@ def test_every_public_name_is_explained_once():
     names = explained()
     assert sorted(names) == sorted(set(names))
     expected = {*workbench.__all__, *(f"render.panels.{name}" for name in panels.__all__)}
-    expected |= {"results.ResultAccessor", "sweeps.table.Sweep"}
+    expected |= {"results.ResultAccessor", "kinds.Kinds", "sweeps.table.Sweep"}
     of_errors = [name for name in vars(errors) if isinstance(getattr(errors, name), type)]
     kinds = {name for name in of_errors if issubclass(getattr(errors, name), errors.WorkbenchError)}
     expected |= {f"errors.{name}" for name in kinds - {"WorkbenchError"}}
@@ -51,7 +51,10 @@ def test_architecture_lists_every_folder():
 
 def test_the_course_has_every_lesson():
     text = (ROOT / "docs" / "course.md").read_text(encoding="utf-8")
-    links = [f"| {lesson.number} | [{lesson.title}](../notebooks/{lesson.file}.ipynb)" for lesson in LESSONS]
+    links = [
+        f"| {lesson.number} · [{lesson.title}](../notebooks/{lesson.file}.ipynb), {lesson.minutes} minutes"
+        for lesson in LESSONS
+    ]
     assert [link for link in links if link not in text] == []
 
 
