@@ -7,12 +7,14 @@ import re
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from browsers import BROWSER, FLAGS
+from axe_playwright_python.sync_playwright import Axe
+from browsers import BROWSER, FLAGS, HANGS, Seen
 
 import workbench
 from workbench import errors
@@ -115,29 +117,61 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         """Says nothing."""
 
 
-@pytest.mark.slow
-def test_a_browser_stays_on_the_site_and_search_finds_a_function(site):
+@pytest.fixture(scope="module")
+def home(site):
+    """The address of the site, served to browsers of this machine."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@contextmanager
+def visited(**options):
+    """A page of a browser, and what it asked for and said. Skips the test where there is no browser."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if BROWSER is None:
         pytest.skip("no Chromium or Chrome on the PATH")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    home = f"http://127.0.0.1:{server.server_port}/"
     with sync_api.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(120_000)
-        requests, console = [], []
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: console.append(message.text))
-        for path in ("api/evaluation.html", "figures.html", "index.html"):
-            page.goto(home + path)
-        page.locator("input.md-search__input").fill("faithfulness_curve")
-        page.locator(".md-search-result__link").first.wait_for()
-        assert "evaluation.html" in (
-            page.locator(".md-search-result__link").first.get_attribute("href") or ""
-        )
+        page = browser.new_page(**options)
+        page.set_default_timeout(HANGS * 1000)
+        seen = Seen(page)
+        page.on("request", lambda request: seen.requests.append(request.url))
+        page.on("console", lambda message: seen.console.append(message.text))
+        yield seen
         browser.close()
-    server.shutdown()
-    assert [url for url in requests if not url.startswith((home, "data:", "blob:"))] == []
-    assert console == []
+
+
+@pytest.mark.slow
+def test_a_browser_stays_on_the_site_and_search_finds_a_function(home):
+    with visited(viewport={"width": 1280, "height": 900}) as seen:
+        for path in ("api/evaluation.html", "figures.html", "index.html"):
+            seen.page.goto(home + path)
+        seen.page.locator("input.md-search__input").fill("faithfulness_curve")
+        result = seen.page.locator(".md-search-result__link").first
+        result.wait_for()
+        assert "evaluation.html" in (result.get_attribute("href") or "")
+    assert [url for url in seen.requests if not url.startswith((home, "data:", "blob:"))] == []
+    assert seen.console == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_pass_axe_and_fit_a_narrow_screen(home, scheme):
+    pages = ("index", "figures", "course", "scale", "api/effects_and_paths")
+    problems = []
+    with visited(viewport={"width": 480, "height": 900}, color_scheme=scheme) as seen:
+        for name in pages:
+            seen.page.goto(f"{home}{name}.html")
+            seen.wait("document.querySelectorAll('.md-code__nav:not([aria-label])').length === 0")
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= 480, name
+            for width in (480, 1280):
+                seen.page.set_viewport_size({"width": width, "height": 900})
+                seen.page.wait_for_timeout(800)  # colours fade in
+                for one in Axe().run(seen.page).response["violations"]:
+                    problems += [
+                        f"{name} at {width}: {one['id']}: {node['html'][:160]}" for node in one["nodes"]
+                    ]
+            seen.page.set_viewport_size({"width": 480, "height": 900})
+    assert problems == []
