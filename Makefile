@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PACKAGE := $(VENV)/package-installed
 TOOLS := $(VENV)/tools-installed
 
-.PHONY: demo test test-types test-slow test-real check bench families fuzz gallery notebooks wheel clean
+.PHONY: demo test test-types test-slow test-real check docs bench families fuzz gallery notebooks wheel clean
 
 demo: $(PACKAGE)
 	$(BIN)/workbench discover ioi --model tiny
@@ -25,11 +25,16 @@ test-slow: $(TOOLS)
 test-real: $(TOOLS)
 	$(BIN)/python tests/real/run.py
 
-check: $(TOOLS)
+check: $(TOOLS) docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/basedpyright
 	$(BIN)/python -m pytest tests/test_layers.py
+
+# The site in build/docs. `.venv/bin/mkdocs serve` shows it while you write, with its search.
+docs: $(TOOLS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo build/docs/index.html
 
 bench: $(TOOLS)
 	for name in patching paths discovery costs stores probes render sweeps; do $(BIN)/python tests/benchmarks/$$name.py --quick || exit 1; done

@@ -97,6 +97,7 @@ KINDS = Kinds(
         Kind("logits", "unembed.hook_out", ("example", "pos", "vocab"), "output"),
     )
 )
+"""The kinds by name; `Kinds` says what each is."""
 
 WORDS = {"heads": "z", "mlps": "mlp_out", "neurons": "mlp_post"}
 """What components are called → the kind that holds what they write."""

@@ -199,7 +199,7 @@ def capture_pairs(
             both.
 
     Raises:
-        What `capture` raises.
+        WorkbenchError: what `capture` raises.
     """
     chosen = sites
     if not isinstance(sites, str | Site | None):

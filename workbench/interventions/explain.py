@@ -46,7 +46,7 @@ def explain(
     makes when a model is first used.
 
     Raises:
-        What the call itself would.
+        WorkbenchError: what the call itself raises.
 
     >>> import workbench as wb
     >>> model = wb.load_model("tiny")
