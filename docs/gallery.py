@@ -2,7 +2,7 @@
 
     python docs/gallery.py [--screenshots]
 
-With --screenshots (playwright and Chromium) it also takes `docs/gallery.png` for the guide and, beside the page, a
+With --screenshots (playwright and Chromium) it also takes `docs/gallery.png` for the documentation and, beside the page, a
 picture of every section at three widths, light and dark.
 """
 
@@ -324,7 +324,7 @@ def build() -> Path:
 
 
 def screenshots(path: Path) -> None:
-    """The first screen for the guide, and each section as wide, narrow and dark readers see it."""
+    """The first screen for the documentation, and each section as wide, narrow and dark readers see it."""
     sys.path.insert(0, str(ROOT / "tests"))
     from browsers import opened
 
