@@ -109,9 +109,27 @@ def versions() -> dict[str, str]:
 
 @checked
 def difference(a: Result, b: Result) -> Result:
-    """`a - b` with labels that must agree exactly; xarray's default silently drops the ones that do not."""
+    """`a - b` of two results with the same axes and labels.
+
+    xarray's own default drops the labels that only one of them has, and makes a product of other axes.
+
+    Raises:
+        WorkbenchError: other axes, or other labels along one.
+    """
+    if set(a.dims) != set(b.dims):
+        raise WorkbenchError(f"difference: axes {axes_text(a)} and {axes_text(b)}; both need the same.")
     with _options, xr.set_options(arithmetic_join="exact", keep_attrs=True):
-        return a - b
+        try:
+            return a - b
+        except ValueError as error:  # xarray's AlignmentError is one
+            raise WorkbenchError(
+                f"difference: the labels differ ({error}). Select what both have, as in a.sel(layer=b.layer)."
+            ) from error
+
+
+def axes_text(result: Result) -> str:
+    """The axes of a result with their sizes."""
+    return ", ".join(f"{axis} ({size})" for axis, size in result.sizes.items()) or "none"
 
 
 @checked

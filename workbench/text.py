@@ -48,7 +48,7 @@ WIDEST = 110
 
 def wrapped(text: str) -> str:
     """The text in lines of at most `WIDEST` columns, those after the first indented."""
-    return textwrap.fill(text, WIDEST, subsequent_indent="  ")
+    return textwrap.fill(text, WIDEST, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def listed(names: Iterable[str]) -> str:

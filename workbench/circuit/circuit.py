@@ -285,9 +285,8 @@ class Circuit(OnHub):
 
     def __repr__(self) -> str:
         share = self.n_edges / self.graph.n_edges
-        return (
-            f"<Circuit: {self.n_edges} of {self.graph.n_edges} edges ({share:.1%}), {len(self.heads)} heads>"
-        )
+        heads = f"{len(self.heads)} {'head' if len(self.heads) == 1 else 'heads'}"
+        return f"<Circuit: {self.n_edges} of {self.graph.n_edges} edges ({share:.1%}), {heads}>"
 
     def _repr_html_(self) -> str:
         # Imported here: pictures stand above circuits, and a circuit must load without them.

@@ -105,6 +105,7 @@ def discover(
     from workbench.files import check_output
     from workbench.tasks.registry import PAIR_READERS
     from workbench.tasks.task import find_task
+    from workbench.text import wrapped
     from workbench.workflows.discover import FILES
     from workbench.workflows.summary import summary_text
     from workbench.workflows.verdict import (
@@ -149,7 +150,7 @@ def discover(
     lines = [competence_text(run.competence), competence_warning(run.competence)]
     lines += [title_of(run), headline(run), differences_text(run), str(run.report)]
     for line in filter(None, lines):
-        say(line)
+        say(wrapped(line))
 
 
 def evaluate_circuit(

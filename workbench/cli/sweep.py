@@ -39,6 +39,10 @@ Trust = Annotated[
 ]
 
 
+MOST_FAILURES = 20
+"""Failed jobs that are printed."""
+
+
 def _finish(folder: Path, status: "Status", *, as_json: bool) -> None:
     """Print the state of a sweep; exit code 1 when a job failed."""
     if as_json:
@@ -50,15 +54,18 @@ def _finish(folder: Path, status: "Status", *, as_json: bool) -> None:
 
 
 def _print_status(folder: Path, status: Any) -> None:
-    from workbench.text import visible
+    from workbench.text import visible, wrapped
 
     say(f"{folder}: {status}")
     # Errors may quote what a model or a file holds, so they are made visible.
-    for row in status.to_dict()["failures"]:
+    failures = status.to_dict()["failures"]
+    for row in failures[:MOST_FAILURES]:
         settings = [row[column] for column in ("model", "task", "metric", "value", "what")]
         job = visible(" ".join(str(setting) for setting in settings if setting is not None))
         reason = visible(str(row["error"] or "cells that are not numbers"))
-        say(f"  {row['status']:6} {job}, seed {row['seed']}: {reason}")
+        say(wrapped(f"  {row['status']:6} {job}, seed {row['seed']}: {reason}"))
+    if len(failures) > MOST_FAILURES:
+        say(f"  {len(failures) - MOST_FAILURES} more; `workbench sweep status {folder} --json` has them all.")
 
 
 def _find_modules_here() -> None:

@@ -244,8 +244,4 @@ def _numbers_compared(a: xr.DataArray, b: xr.DataArray, names: tuple[str, str], 
 
 
 def _axes_differ(a: xr.DataArray, b: xr.DataArray, names: tuple[str, str]) -> str:
-    return f"The axes differ: {_sizes(a)} in {names[0]}, {_sizes(b)} in {names[1]}."
-
-
-def _sizes(result: xr.DataArray) -> str:
-    return ", ".join(f"{axis} ({size})" for axis, size in result.sizes.items()) or "none"
+    return f"The axes differ: {results.axes_text(a)} in {names[0]}, {results.axes_text(b)} in {names[1]}."
