@@ -160,7 +160,7 @@ def test_the_table_as_files_as_json_and_as_text(tmp_path):
     lines = [json.loads(line) for line in call("table", folder, "--json").stdout.splitlines()]
     assert [line["mean"] for line in lines] == pytest.approx([0, 0, 0, -1, -1, -1, None, 1.0])
     text = call("table", folder).stdout
-    assert "rows, largest mean first" in text
+    assert "rows by the size of their mean" in text
     assert "z[1.0]" in text
     assert call("table", folder, "--csv", csv).exception.args[0].startswith(f"{str(csv)!r} exists.")
 

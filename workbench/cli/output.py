@@ -51,8 +51,10 @@ def print_table(rows: Sequence[Mapping[str, object]], *, caption: str = "", most
     from rich.console import Console
     from rich.table import Table
 
+    from workbench.text import wrapped
+
     if caption:
-        say(caption)
+        say(wrapped(caption))
     if not rows:
         return
     table = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)

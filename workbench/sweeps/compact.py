@@ -46,6 +46,6 @@ def _caption(table: pd.DataFrame, constant: Sequence[str], by: str) -> str:
         if value is not None and not pd.isna(value):
             facts.append(f"{name.removeprefix('n_')} {value}")
     order = (
-        f"{len(table)} rows, largest {by} first; 95 % bootstrap intervals, q after Benjamini and Hochberg."
+        f"{len(table)} rows by the size of their {by}; 95 % bootstrap intervals, q after Benjamini and Hochberg."
     )
-    return f"All with {', '.join(facts)}. {order}" if facts else order
+    return f"{order} All with {', '.join(facts)}." if facts else order

@@ -12,5 +12,5 @@ def strongest(sweep: Sweep, most: int = ROWS) -> tuple[pd.DataFrame, str]:
     rows = sweep.summary()
     caption = str(rows.attrs["caption"])
     if len(rows) > most:
-        caption = f"The first {most} of {len(rows)}. {caption}"
+        caption = f"The first {most} of {caption}"
     return rows.head(most), caption
