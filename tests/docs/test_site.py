@@ -159,7 +159,7 @@ def test_a_browser_stays_on_the_site_and_search_finds_a_function(home):
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_pages_pass_axe_and_fit_a_narrow_screen(home, scheme):
-    pages = ("index", "figures", "course", "scale", "api/effects_and_paths")
+    pages = ("index", "concepts/values", "howto/sweeps", "figures", "course", "scale", "api/prompts")
     problems = []
     with visited(viewport={"width": 480, "height": 900}, color_scheme=scheme) as seen:
         for name in pages:
