@@ -123,7 +123,10 @@ def test_own_prompts_from_a_file_are_studied(tmp_path, monkeypatch):
     lines = printed("discover", "mine.csv", "--quick", "--out", "out").splitlines()
     assert lines[0].startswith("The model puts the right answer above the wrong one on ")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
-    assert lines[-3:] == [summary["title"], summary["headline"], "out/report.html"]
+    assert lines[-1] == "out/report.html"
+    assert max(map(len, lines)) <= 120
+    told = " ".join(" ".join(lines).split())
+    assert f"{summary['title']} {summary['headline']}" in told
     assert (tmp_path / "out" / "report.html").is_file()
     assert wb.load(tmp_path / "out" / "evaluation.nc").attrs["n"] == len(rows) // 2
     assert "tested against one counterfactual only" in summary["headline"], "a quick run takes the first"
