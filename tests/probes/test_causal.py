@@ -65,6 +65,8 @@ def test_an_edit_is_the_projection_done_by_hand(planted):
         scale = abs(float(checked.attrs["total"]))
         ours = float(checked["effect"].sel(layer=1, edit=edit))
         assert close(ours, float(effect.mean()), tolerance=1e-5, scale=scale)
+    # the picture says what changes, and in what
+    assert wb.plot(checked).axes[0].get_ylabel() == "change of logit_diff (logits)"
 
 
 def test_in_these_prompts_number_decodes_in_both_layers_and_is_used_in_the_last():

@@ -161,7 +161,8 @@ def causal_check(
     result = result.assign({"whole": ("layer", whole)} | probe.accuracy(checked_layers))
     facts = {
         "kind": "causal_check", "concept": concept, "site": kind, "position": str(pos), "n_random": n_random,
-        "total": total, "least": least, "level": level, "seed": seed, "model": clean.model_name,
+        "metric": measure.name, "unit": measure.unit, "total": total, "least": least, "level": level,
+        "seed": seed, "model": clean.model_name,
         "model_fingerprint": clean.model, "data_fingerprint": clean.prompts.fingerprint,
     }  # fmt: skip
     return result.assign_attrs(facts | versions())
