@@ -90,8 +90,11 @@ def test_a_file_that_is_no_result_is_refused(tmp_path):
 def test_mismatched_layers_are_an_error_and_not_dropped():
     a = results.effect_array(np.ones(2), ("layer",), {"layer": [0, 1]}, name="x")
     b = results.effect_array(np.ones(2), ("layer",), {"layer": [1, 2]}, name="x")
-    with pytest.raises(ValueError, match="layer"):
+    with pytest.raises(WorkbenchError, match=r"difference: the labels differ .*layer"):
         results.difference(a, b)
+    heads = results.effect_array(np.ones(3), ("head",), {"head": [0, 1, 2]}, name="x")
+    with pytest.raises(WorkbenchError, match=r"axes layer \(2\) and head \(3\); both need the same"):
+        results.difference(a, heads)
     assert float(results.difference(a, a).sum()) == 0
 
 

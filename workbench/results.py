@@ -213,6 +213,27 @@ def _is_text(labels: Any) -> bool:
     )
 
 
+def with_tokens(result: xr.DataArray, strings: Sequence[Sequence[str]]) -> xr.DataArray:
+    """A result over (example, pos) with its token strings: one for each position if all prompts have the same,
+    else prompt by prompt.
+
+    Args:
+        strings: the token strings of each example.
+    """
+    if len(set(map(tuple, strings))) == 1 and result.sizes["pos"] == len(strings[0]):
+        return result.assign_coords(token=("pos", as_labels(strings[0])))
+    table = strings_by_position(strings, result.sizes["pos"])
+    return result.assign_coords(pos_token=(("example", "pos"), table))
+
+
+def strings_by_position(strings: Sequence[Sequence[str]], length: int) -> np.ndarray:
+    """[example, pos]: the token strings of prompts, "" beyond their ends."""
+    table = np.full((len(strings), length), "", dtype=object)
+    for row, of_prompt in zip(table, strings, strict=True):
+        row[: len(of_prompt)] = as_labels(of_prompt[:length])
+    return table
+
+
 def as_labels(texts: Any) -> np.ndarray:
     """Texts as coordinate labels; a lone surrogate, which no string array can hold, is spelled out."""
     return np.array([str(text).encode("utf-8", "backslashreplace").decode() for text in texts], dtype=object)

@@ -26,7 +26,7 @@ def test_the_headline_names_the_strongest_cell_with_its_interval_and_says_that_i
     values[:, 1, 2] = [-1.0, -2.0, -3.0, -2.0]
     told = effects(values).wb.headline()
     assert told.startswith(
-        "Effects on logit_diff with zero values in z: the strongest of 6 is a1.2 with -2 logits ["
+        "Effects on logit_diff with zero values in z: the strongest of 6 is a1.2 with -2.00 logits ["
     )
     assert told.endswith("(4 prompts). It was chosen as the strongest: expect less on new prompts.")
     table = effects(values).wb.table(2)
@@ -135,5 +135,5 @@ def test_the_table_of_an_evaluation_has_a_row_for_every_circuit_and_value():
     assert result.wb.table()["ablation"].tolist() == ["swap", "zero"]
     assert result.wb.headline() == (
         "40 edges: faithfulness of kl on 2 prompts 0.50 [0.50, 0.50] with swap values, error per prompt 0.50; 0.50 "
-        "[0.50, 0.50] with zero values, error per prompt 0.50. No control was run (checks=)."
+        "[0.50, 0.50] with zero values, error per prompt 0.50. No control was run: checks=() leaves them out."
     )

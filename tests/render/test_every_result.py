@@ -115,7 +115,7 @@ ARRAYS = {
             lab.model, lab.pairs, sites=wb.grid("z", lab.model, layer=[1, 2, 3], pos="each"), value=lab.value
         ),
         3,
-        ("position", "head"),
+        ("position (token)", "head"),
     ),
     "effects at named positions": (
         lambda lab: wb.effects(
@@ -164,12 +164,12 @@ ARRAYS = {
     "direct_attribution of components": (
         lambda lab: wb.direct_attribution(lab.clean, lab.model, **targets(lab), by="component"),
         0,
-        ("component", "attribution"),
+        ("component", "attribution (logits)"),
     ),
     "direct_attribution of neurons": (
         lambda lab: wb.direct_attribution(lab.clean, lab.model, **targets(lab), by="neuron"),
         0,
-        ("neuron", "attribution"),
+        ("neuron", "attribution (logits)"),
     ),
     "score_edges": (lambda lab: lab.scores, 1, ("reader", "writer")),
     "score_nodes": (lambda lab: wb.score_nodes(lab.model, lab.pairs, value=lab.value), 1, ("head", "layer")),
@@ -383,8 +383,8 @@ def test_sweeps_and_what_differs_between_two(tmp_path):
     assert images(wb.plot(wb.load_sweep(a))) == 1
     axes = wb.plot(wb.compare_sweeps(a, b)).axes[0]
     assert ticks(axes.figure, "y") == ["z[0.0]", "z[0.1]", "z[0.2]"]
-    assert axes.get_xlabel() == "difference of effects"
-    assert axes.texts[0].get_text() == "model: tiny@1000 minus tiny"
+    assert axes.get_xlabel() == "difference of effects (logits)"
+    assert axes.texts[0].get_text() == "model: tiny@1000 minus tiny · blue: above 0, orange: below"
 
 
 def test_a_store_is_no_result_and_the_message_says_what_to_draw(lab):

@@ -1,15 +1,19 @@
 """Circuits as files: valid, whole, and never over another file unasked."""
 
+import itertools
 import re
 import xml.etree.ElementTree as ET
 
 import pytest
 import xarray as xr
+from matplotlib.text import Text
 
 import workbench as wb
 from workbench.errors import CircuitError, OutputExists, UnknownName, WorkbenchError
 from workbench.render import panels
 from workbench.render.circuit.svg import CircuitView, to_svg
+from workbench.render.figures.canvas import for_column
+from workbench.render.figures.export import _for_paper
 
 
 def test_svg_is_the_picture_itself(view, tmp_path):
@@ -92,3 +96,39 @@ def test_everything_that_has_a_picture_is_exported_at_a_width(view, tmp_path):
         ET.parse(path)
     with pytest.raises(UnknownName, match="Did you mean 'text'"):
         wb.export(view, tmp_path / "b.svg", width="texts")
+
+
+def overlaps(figure) -> list[tuple[str, str]]:
+    """Pairs of texts of a figure that are drawn over each other."""
+    figure.draw_without_rendering()
+    shown = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    boxes = [text.get_window_extent() for text in shown]
+    pairs = []
+    for i, j in itertools.combinations(range(len(shown)), 2):
+        across = min(boxes[i].x1, boxes[j].x1) - max(boxes[i].x0, boxes[j].x0)
+        upright = min(boxes[i].y1, boxes[j].y1) - max(boxes[i].y0, boxes[j].y0)
+        if across > 1 and upright > 1:
+            pairs.append((shown[i].get_text(), shown[j].get_text()))
+    return pairs
+
+
+def test_several_circuits_fit_a_column(tmp_path):
+    model = wb.load_model("tiny")
+    pairs = wb.load_task("ioi", model, n=4)
+    circuits = [wb.Circuit.of(model, ["input->m0", "m0->logits"]), wb.Circuit.full(model)]
+    result = wb.evaluate(
+        circuits, model, pairs, value={"zero": wb.zero(), "scale": wb.scale(0.5)}, checks=(), progress=False
+    )
+    with for_column():
+        narrow = wb.plot(result)
+    drawn = save_and_keep(narrow, tmp_path)
+    assert overlaps(drawn) == []
+    assert drawn.get_figwidth() == 3.25
+    # text can be read in print
+    assert min(text.get_fontsize() for text in drawn.findobj(Text) if text.get_text().strip()) >= 6
+
+
+def save_and_keep(figure, folder):
+    """The figure as `export` lays it out for a column, and not only its file."""
+    wb.export(figure, folder / "a.pdf", width="column")
+    return _for_paper(figure, 3.25)

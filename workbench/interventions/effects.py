@@ -40,7 +40,7 @@ from workbench.models.model import Model
 from workbench.names import EFFECT_METHODS
 from workbench.prompts.pairs import PromptPairs
 from workbench.prompts.prompts import Prompts
-from workbench.results import effect_array
+from workbench.results import effect_array, with_tokens
 from workbench.sites import Grid, Shape, Site, grid, kind_named
 from workbench.statistics import ROUNDING, known_gap
 
@@ -162,7 +162,11 @@ def effects(
     # Elements are in the order of the grid's cells, so [example, element] is [example, *axes of the grid].
     shape = (len(pairs), *map(len, plan.coords.values()))
     coords = {"example": np.arange(len(pairs)), **plan.coords}
-    return effect_array(table.reshape(shape), ("example", *plan.dims), coords, name="effect", attrs=attrs)
+    result = effect_array(table.reshape(shape), ("example", *plan.dims), coords, name="effect", attrs=attrs)
+    # Of every position, not of some: only then does the n-th place along the axis hold the n-th token.
+    if list(result.coords.get("pos", ())) == list(range(int(runs.prompts.lengths.max()))):
+        return with_tokens(result, runs.prompts.strings)
+    return result
 
 
 def explain_effects(

@@ -114,7 +114,7 @@ def direct_attribution(
         # Parts were joined layer after layer on one axis: [row, layer * neuron] -> [row, layer, neuron].
         flat = flat.view(len(flat), shape.n_layers, -1)
     facts = {"kind": "direct_attribution", "by": by, "position": str(pos)} | store.attrs
-    facts |= {"minus": minus is not None, "gap": gap}
+    facts |= {"minus": minus is not None, "gap": gap, "unit": "logits"}
     return _table(flat, explained, store, shape, by, facts | versions(), each_position=pos == "each")
 
 

@@ -23,7 +23,7 @@ from workbench.lenses.unembedding import unembedding_weight
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.prompts import Prompts
-from workbench.results import effect_array, versions
+from workbench.results import effect_array, versions, with_tokens
 from workbench.sites import Position, Shape
 from workbench.stores.store import ActivationStore
 
@@ -49,7 +49,8 @@ def norms(store: ActivationStore, *, kind: str = "resid_post") -> xr.DataArray:
             lengths = block.flatten(1).double().norm(dim=1).cpu()
             table[of_rows.prompts[rows], column, of_rows.positions[rows]] = lengths
     coords = {"example": np.arange(len(store)), "layer": layers, "pos": np.arange(table.shape[2])}
-    return effect_array(table, list(coords), coords, name="norm", attrs=_facts(store, "norms", site=kind))
+    result = effect_array(table, list(coords), coords, name="norm", attrs=_facts(store, "norms", site=kind))
+    return with_tokens(result, store.prompts.strings)
 
 
 @checked

@@ -23,7 +23,7 @@ from workbench.metrics.metric import alternatives_mass, alternatives_mean, rank_
 from workbench.models.calls import model_call
 from workbench.models.model import Model
 from workbench.prompts.encoder import token_labels
-from workbench.results import as_labels, effect_array, versions
+from workbench.results import as_labels, effect_array, strings_by_position, versions, with_tokens
 from workbench.sites import Shape
 from workbench.stores.store import ActivationStore
 
@@ -126,7 +126,7 @@ def logit_lens(
     facts = {"kind": "logit_lens", "measure": measure, "minus": minus is not None, "site": kind}
     coords = {"example": np.arange(len(store)), "layer": layers, "pos": np.arange(table.shape[2])}
     result = effect_array(table, list(coords), coords, name=measure, attrs=facts | _provenance(store, lens))
-    return _with_tokens(result, store)
+    return with_tokens(result, store.prompts.strings)
 
 
 @checked
@@ -181,7 +181,9 @@ def top_tokens(
     result = result.assign(token=(dims, tokens.numpy()))
     if getattr(model, "tokenizer", None) is not None:
         result = result.assign_coords(text=(dims, _spelled(tokens, model)))
-    result = result.assign_coords(pos_token=(("example", "pos"), _strings(store, axes[2])))
+    result = result.assign_coords(
+        pos_token=(("example", "pos"), strings_by_position(store.prompts.strings, axes[2]))
+    )
     return result.assign_attrs({"kind": "top_tokens", "site": kind} | _provenance(store, lens))
 
 
@@ -239,23 +241,6 @@ def _divergence(
 
 def _provenance(store: ActivationStore, lens: Translate | None) -> dict[str, Any]:
     return store.attrs | {"lens": "logit" if lens is None else str(getattr(lens, "name", "own"))} | versions()
-
-
-def _with_tokens(result: xr.DataArray, store: ActivationStore) -> xr.DataArray:
-    """The result with token strings: one for each position if all prompts have the same, else prompt by
-    prompt."""
-    strings = store.prompts.strings
-    if len(set(strings)) == 1 and result.sizes["pos"] == len(strings[0]):
-        return result.assign_coords(token=("pos", as_labels(strings[0])))
-    return result.assign_coords(pos_token=(("example", "pos"), _strings(store, result.sizes["pos"])))
-
-
-def _strings(store: ActivationStore, length: int) -> np.ndarray:
-    """[example, pos]: the token strings of the prompts, "" beyond their ends."""
-    table = np.full((len(store), length), "", dtype=object)
-    for row, strings in zip(table, store.prompts.strings, strict=True):
-        row[: len(strings)] = as_labels(strings[:length])
-    return table
 
 
 def _spelled(tokens: Int[Tensor, "example layer pos rank"], model: Model) -> np.ndarray:

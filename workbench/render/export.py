@@ -1,5 +1,6 @@
 """Any picture as a file for papers and slides: `export`."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.render.circuit.export import save_circuit, save_svg
 from workbench.render.circuit.view import CircuitView, ViewKind
-from workbench.render.figures.export import Width, inches_of, save_figure
+from workbench.render.figures.canvas import for_column
+from workbench.render.figures.export import NARROW, Width, inches_of, save_figure
 from workbench.render.panel import Panel
 from workbench.render.plots import plot
 
@@ -53,7 +55,8 @@ def export(
     """
     inches = None if width is None else inches_of(width)
     if not isinstance(thing, Circuit | CircuitView | Panel | Figure):
-        thing = plot(thing, title=title)
+        with for_column() if inches is not None and inches < NARROW else nullcontext():
+            thing = plot(thing, title=title)
     if isinstance(thing, Figure):
         return save_figure(thing, path, width=inches, overwrite=overwrite)
     if isinstance(thing, Circuit):

@@ -12,6 +12,7 @@ from dataclasses import asdict, is_dataclass, replace
 from functools import singledispatch
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
@@ -34,6 +35,7 @@ from workbench.render.figures.notes import noted
 from workbench.render.figures.probe_plots import probe_figures
 from workbench.render.figures.tables import NumberTable, tables
 from workbench.sweeps.table import Sweep
+from workbench.text import visible
 
 
 @checked
@@ -138,6 +140,21 @@ def _rows(result: Sequence[Any], title: Title, labels: Labels) -> Figure:
     return _frame(pd.DataFrame([asdict(row) for row in result]), title, labels)
 
 
+def _abilities(scores: pd.DataFrame) -> str:
+    """What a model can do least, and how many behaviours reach their bars."""
+    known = [row for row in scores.to_dict("records") if np.isfinite(row["score"])]
+    if not known:
+        return "No behaviour was measured."
+    least = min(known, key=lambda row: row["score"])
+    text = (
+        f"The lowest score is {least['score']:.2f} on {visible(least['behaviour'])} ({least['n']} prompts)."
+    )
+    barred = [row for row in known if np.isfinite(row.get("bar", np.nan))]
+    if barred:
+        text += f" {sum(row['score'] >= row['bar'] for row in barred)} of {len(barred)} reach their bar."
+    return text
+
+
 @drawn.register
 def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
     """Scores of `measure`, rows of the bench, what `compare_sweeps` returns, or a table of numbers alone."""
@@ -151,7 +168,7 @@ def _frame(result: pd.DataFrame, title: Title, labels: Labels) -> Figure:
             coords={"behaviour": list(result["behaviour"])},
             name="score",
         )
-        return bars(noted(shown, "held-out prompts"), title=title)
+        return bars(noted(shown, "held-out prompts").assign_attrs(conclusion=_abilities(result)), title=title)
     if {"what", "difference", "low", "high"} <= columns:
         return sweep_plots.difference_figure(result, title)
     if "method" in columns:

@@ -45,7 +45,5 @@ def _caption(table: pd.DataFrame, constant: Sequence[str], by: str) -> str:
         value = table[name].iloc[0] if name in table and len(table) else None
         if value is not None and not pd.isna(value):
             facts.append(f"{name.removeprefix('n_')} {value}")
-    order = (
-        f"{len(table)} rows by the size of their {by}; 95 % bootstrap intervals, q after Benjamini and Hochberg."
-    )
+    order = f"{len(table)} rows by the size of their {by}; 95 % bootstrap intervals, q after Benjamini and Hochberg."
     return f"{order} All with {', '.join(facts)}." if facts else order

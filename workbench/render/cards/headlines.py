@@ -201,7 +201,7 @@ def _controls_of(row: xr.Dataset) -> str:
         if name in row:
             controls.append(f"{what} have {_share(row[name], row[f'{name}_low'], row[f'{name}_high'])}")
     if not controls:
-        return "No control was run (checks=)."
+        return "No control was run: checks=() leaves them out."
     return f"Beside it: {listed(controls)}."
 
 
@@ -396,10 +396,9 @@ def probe_rows(results: xr.Dataset) -> list[dict[str, Any]]:
     rows = []
     for concept in map(str, results["concept"].values):
         table = results.sel(concept=concept)
-        measure = "r2" if bool(np.isnan(table["accuracy"]).all()) else "roc_auc"
+        # the measure that the figure shows
+        measure = "r2" if bool(np.isnan(table["accuracy"]).all()) else "accuracy"
         own = table.sel(control="none")
-        if bool(np.isnan(own[measure]).all()):
-            measure = "accuracy"
         cell = at_largest(own, own[measure])
         row = {"concept": visible(concept), "measure": measure}
         row |= {axis: cell[axis].item() for axis in ("layer", "k") if axis in cell.coords}

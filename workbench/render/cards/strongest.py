@@ -13,7 +13,7 @@ import xarray as xr
 from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.render.figures.headings import word
-from workbench.statistics import interval_text, mean_interval
+from workbench.statistics import mean_interval
 from workbench.text import visible
 
 SHOWN = 8
@@ -156,10 +156,21 @@ def interval(row: Mapping[str, Any], unit: str = "") -> str:
     """A mean with its interval and unit, in three digits.
 
     >>> interval({"mean": -2.3, "low": -2.9, "high": -1.8}, "logits")
-    '-2.3 logits [-2.9, -1.8]'
+    '-2.30 logits [-2.90, -1.80]'
     """
-    text = f"{float(row['mean']):.3g}{f' {unit}' if unit else ''}"
+    text = f"{three_digits(float(row['mean']))}{f' {unit}' if unit else ''}"
     low, high = float(row["low"]), float(row["high"])
     # Where there is none nothing is said of it: a table beside the sentence has a dash.
     known = np.isfinite(low) and np.isfinite(high)
-    return f"{text} {interval_text(low, high, '.3g')}" if known else text
+    return f"{text} [{three_digits(low)}, {three_digits(high)}]" if known else text
+
+
+def three_digits(value: float) -> str:
+    """A number with three digits, zeros at its end among them, so that numbers beside each other look alike.
+
+    >>> three_digits(5.0), three_digits(-26.04), three_digits(1234.0)
+    ('5.00', '-26.0', '1234')
+    """
+    if abs(value) >= 1000 or not np.isfinite(value):
+        return f"{value:.0f}"
+    return f"{value:#.3g}".removesuffix(".")

@@ -11,6 +11,7 @@ import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import matplotlib
@@ -95,6 +96,32 @@ _SEQUENTIAL = (
     "pattern", "prob", "accuracy", "rank", "norm", "nll", "kl", "auroc", "count", "attention", "entropy",
 )  # fmt: skip
 """Parts of the names of quantities that are never negative."""
+
+
+_narrow = ContextVar("narrow", default=False)
+
+
+def is_narrow() -> bool:
+    """Whether what is drawn has to fit a column: panels one below the other, the legend below them."""
+    return _narrow.get()
+
+
+@contextmanager
+def for_column() -> Iterator[None]:
+    """Figures that are drawn within are laid out for a column of a paper."""
+    token = _narrow.set(True)
+    try:
+        yield
+    finally:
+        _narrow.reset(token)
+
+
+def common_legend(figure: Figure, handles: Any, labels: Any, **options: Any) -> None:
+    """One legend for all panels: at the right, in a column of a paper below them."""
+    place: dict[str, Any] = {"loc": "outside right lower"}
+    if is_narrow():
+        place = {"loc": "outside lower center", "ncols": 2}
+    figure.legend(handles, labels, **(options | place), frameon=False, fontsize=8)
 
 
 class Picture(Figure):

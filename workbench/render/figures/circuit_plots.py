@@ -24,6 +24,7 @@ from workbench.render.figures.canvas import (
     INK,
     LEGEND,
     Picture,
+    is_narrow,
     light_grid,
     plain_ticks,
     settled,
@@ -165,7 +166,7 @@ def verdicts(result: xr.Dataset, title: str | None = None) -> Figure:
         height += 0.9 + 0.19 * len(edges.names)
         ratios.append(0.6 * len(edges.names) + 1)
     with styled():
-        figure = Picture(figsize=(9.0, height), layout="constrained")
+        figure = Picture(figsize=(6.4 if is_narrow() else 9.0, height), layout="constrained")
         grid = figure.subplots(len(ratios), 1, squeeze=False, height_ratios=ratios)
         _draw_tests(grid[0, 0], result, alpha)
         grid[-1, 0].set_xlabel("p")
@@ -199,13 +200,16 @@ def _draw_tests(axes: Axes, result: xr.Dataset, alpha: float) -> None:
         # a small p is good where the null speaks against the circuit, and bad where it speaks for it
         ends = (left, alpha) if REJECTION_SUPPORTS.get(test, False) else (alpha, right)
         axes.fill_betweenx([row - 0.4, row + 0.4], *ends, **GOOD)
-    axes.set_yticks(range(len(tests)), [_null_of(test) for test in tests], fontsize=8)
+    names = [visible(test.replace("_", " ")) if is_narrow() else _null_of(test) for test in tests]
+    axes.set_yticks(range(len(tests)), names, fontsize=8)
     beside = axes.get_yaxis_transform()
     for row, good in enumerate(supports):
         text = "nothing to test"
         if np.isfinite(p[row]):
             decision = "rejected" if p[row] < alpha else "not rejected"
             text = f"{'✓' if good else '✗'} {decision}: {'for' if good else 'against'} the circuit"
+            if is_narrow():
+                text = "✓ for it" if good else "✗ against it"
         # x is a share of the axes and y a row, so that text stands outside the axes beside its row
         colour = BLUE if good else ORANGE
         axes.text(1.02, row, text, transform=beside, va="center", fontsize=8, color=colour)

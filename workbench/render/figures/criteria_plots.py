@@ -107,7 +107,8 @@ def _faithfulness(axes: Axes, result: xr.Dataset) -> None:
     for i, name in enumerate(_names(result)):
         _line(axes, result, i, "faithfulness", "", f"against {legend_name(name)}")
     axes.set_ylabel("faithfulness")
-    _show(axes, "faithfulness", result["faithfulness"].values, 0.0, 1.2)
+    bands = [result[name].values for name in ("faithfulness", "low", "high")]
+    _show(axes, "faithfulness", np.concatenate([band.ravel() for band in bands]), 0.0, 1.2)
     _references(axes, result)
     if "chosen" in facts:
         # x is a number of edges and y a share of the axes.
@@ -146,7 +147,9 @@ def _measure(
     for i in range(len(_names(result))):
         _line(axes, result, i, name, f"{name}_")
     axes.set_ylabel(label)
-    _show(axes, name, result[name].values, *needed)
+    # the bands too, within what is worth drawing
+    bands = [result[f"{name}{end}"].values for end in ("", "_low", "_high")]
+    _show(axes, name, np.concatenate([band.ravel() for band in bands]), *needed)
 
 
 def _answers(axes: Axes, result: xr.Dataset) -> None:

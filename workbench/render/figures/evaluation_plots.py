@@ -18,6 +18,8 @@ from workbench.render.figures.canvas import (
     INK,
     SERIES,
     Picture,
+    common_legend,
+    is_narrow,
     light_grid,
     settled,
     styled,
@@ -129,18 +131,27 @@ def _several(result: xr.Dataset, ablations: list[str], title: str | None) -> Fig
     measures = [one for one in MEASURES if one.name in SIDE_BY_SIDE and one.name in result]
     if "n_edges" in result:
         sizes = np.asarray(result["n_edges"].values).reshape(-1, n)[0]
-        names = [f"{name} ({int(size):,} edges)" for name, size in zip(names, sizes, strict=True)]
+        names = [
+            f"circuit {name} ({int(size):,} edges)" if name.isdecimal() else f"{name} ({int(size):,} edges)"
+            for name, size in zip(names, sizes, strict=True)
+        ]
     with styled({"axes.titlesize": 9.5}):
-        figure = Picture(figsize=(9.6, 2.4 + 0.42 * n), layout="constrained")
-        grid = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
-        for axes, measure in zip(grid, measures, strict=True):
+        across, size = len(measures), (9.6, 2.4 + 0.42 * n)
+        if is_narrow():
+            across, size = 2, (6.4, 2.4 + 1.1 * n)
+        down = -(-len(measures) // across)
+        figure = Picture(figsize=size, layout="constrained")
+        grid = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+        for axes in grid[len(measures) :]:
+            axes.set_axis_off()
+        for axes, measure in zip(grid, measures, strict=False):
             axes.fill_betweenx([-0.6, n - 0.4], *np.clip(measure.good, -0.08, _END), **GOOD)
             for row in range(n):
                 cells = _cells(result.isel(circuit=row), ablations)
                 _draw_row(axes, row, [measure.ends(cell) for cell in cells], (-0.08, _END))
             _finish(axes, names, (-0.08, _END))
             axes.set_title(f"{measure.words}\n(want {measure.want})", fontweight="normal")
-        _legend(grid[-1], ablations)
+        _legend(grid[0] if is_narrow() else grid[-1], ablations)
         note = "green: where it should be · lines: 95 % intervals over prompts · hatched: not measured"
         set_heading(figure, result.assign_attrs(note=note), title)
         return settled(figure)
@@ -189,6 +200,11 @@ def _legend(axes: Axes, ablations: list[str]) -> None:
             linestyle="",
             label=legend_name(name),
         )
+    if is_narrow():
+        figure = axes.get_figure(root=True)
+        assert isinstance(figure, Figure)
+        common_legend(figure, *axes.get_legend_handles_labels())
+        return
     axes.legend(
         title="against",
         title_fontsize=8,

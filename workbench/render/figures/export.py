@@ -16,7 +16,9 @@ from workbench.render.figures.canvas import CAPTION, STYLE
 WIDTHS = {"column": 3.25, "text": 6.75}
 """Inches: a column of two, and the text of a page, as in the styles of ICML and ACL."""
 Width = Literal["column", "text"] | float
-TIGHT = 0.42
+NARROW = 4.5
+"""Inches below which a result is drawn for a column: panels one below the other."""
+TIGHT = 0.4
 """Below this share of its own width a figure has too little room."""
 SUFFIXES = (".pdf", ".svg", ".png")
 SMALLEST, LARGEST = 6.0, 8.0

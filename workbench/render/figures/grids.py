@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
 from workbench.render.figures.axis_labels import labels_of
-from workbench.render.figures.canvas import NARROWEST, Picture, palette, settled, styled
+from workbench.render.figures.canvas import NARROWEST, Picture, is_narrow, palette, settled, styled
 from workbench.render.figures.cells import cells, colour_bar, label_cells, number_texts
 from workbench.render.figures.headings import set_heading, set_title, word
 from workbench.render.figures.notes import axes_of, check_filled, noted, over_examples
@@ -173,7 +173,7 @@ def columns_of(n: int, width: float, height: float, wanted: int | None) -> int:
     As many as the last leading axis has, where they fit; otherwise so that the figure is about 1.6 times as
     wide as high and few gaps are left in its last row.
     """
-    most = max(1, int(12.5 / (width + 0.15)))
+    most = max(1, int((5.0 if is_narrow() else 12.5) / (width + 0.15)))
     if wanted is not None and wanted <= most:
         return min(n, wanted)
     if n <= min(most, 4) and n * width < 8:

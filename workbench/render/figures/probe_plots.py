@@ -22,6 +22,8 @@ from workbench.render.figures.canvas import (
     SERIES,
     SHADES,
     Picture,
+    common_legend,
+    is_narrow,
     light_grid,
     settled,
     styled,
@@ -86,7 +88,7 @@ def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: s
     if not cells:
         raise WorkbenchError("There is nothing to draw: no probe was measured.")
     shown = cells[:MOST_PANELS]
-    across = _columns(len(shown))
+    across = 1 if is_narrow() else _columns(len(shown))
     down = -(-len(shown) // across)
     with styled({"axes.titlesize": 9.5}):
         figure = Picture(figsize=(2.2 + 4.2 * across, 1.2 + 2.6 * down), layout="constrained")
@@ -105,7 +107,7 @@ def probe_figures(results: xr.Dataset, baselines: xr.Dataset | None, *, title: s
         for axes in grid[len(shown) :]:
             axes.set_axis_off()
         # one legend for all: a panel may lack lines that were not measured for its cell
-        figure.legend(lines.values(), lines.keys(), loc="outside right lower", frameon=False, fontsize=8)
+        common_legend(figure, lines.values(), lines.keys())
         left_out = len(cells) - len(shown)
         note = "solid: k features, with the 95 % interval of the largest k · dashed: controls, mean and range of draws"
         if left_out:

@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench.render.figures.canvas import NARROWEST, Picture, settled, styled
+from workbench.render.figures.canvas import NARROWEST, Picture, common_legend, settled, styled
 from workbench.render.figures.cells import colour_bar
 from workbench.render.figures.grids import columns_of
 from workbench.render.figures.headings import set_heading, set_title
@@ -53,12 +53,14 @@ def assembled(
     with styled(_SMALL_TICKS if n == 1 else _SMALL_TICKS | _SMALL_TITLES):
         figure = Picture(figsize=size, layout="constrained")
         grid = list(figure.subplots(down, across, squeeze=False).flat)
-        _fill(figure, grid, panels, one_scale)
+        _fill(figure, grid, panels, one_scale, unit := str(facts.attrs.get("unit", "")))
+        if unit:
+            _add_unit(grid, unit)
         # the panel with the most lines stands for all of them
         legends = [axes.get_legend_handles_labels() for axes in grid]
         handles, labels = max(legends, key=lambda legend: len(legend[1]))
         if labels:
-            figure.legend(handles, labels, loc="outside right lower", frameon=False, fontsize=8)
+            common_legend(figure, handles, labels)
         if n == 1:
             set_title(grid[0], facts, ": ".join(filter(None, (title, panels[0].name))) or None)
         else:
@@ -72,7 +74,18 @@ def assembled(
         return settled(figure)
 
 
-def _fill(figure: Figure, grid: Sequence[Axes], panels: Sequence[SheetPanel], one_scale: bool) -> None:
+def _add_unit(grid: Sequence[Axes], unit: str) -> None:
+    """The unit behind every axis of effects."""
+    for axes in grid:
+        for which in ("x", "y"):
+            label = getattr(axes, f"get_{which}label")()
+            if label in ("effect", "mean effect", "difference of effects"):
+                getattr(axes, f"set_{which}label")(f"{label} ({unit})")
+
+
+def _fill(
+    figure: Figure, grid: Sequence[Axes], panels: Sequence[SheetPanel], one_scale: bool, unit: str
+) -> None:
     """Draws every panel, its colour bar or the one for all of them, and leaves no empty axes."""
     bars: list[tuple[Axes, Any, str]] = []
     for axes, panel in zip(grid, panels, strict=False):
@@ -83,10 +96,14 @@ def _fill(figure: Figure, grid: Sequence[Axes], panels: Sequence[SheetPanel], on
         axes.set_axis_off()
     if not one_scale:
         for axes, image, quantity in bars:
-            colour_bar(figure, image, axes, xr.DataArray(image.get_array(), name=quantity))
+            colour_bar(
+                figure, image, axes, xr.DataArray(image.get_array(), name=quantity, attrs={"unit": unit})
+            )
     elif bars:
         _, image, quantity = bars[0]
-        colour_bar(figure, image, list(grid), xr.DataArray(image.get_array(), name=quantity))
+        colour_bar(
+            figure, image, list(grid), xr.DataArray(image.get_array(), name=quantity, attrs={"unit": unit})
+        )
     else:
         _share(grid[: len(panels)])
 

@@ -13,6 +13,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from workbench.errors import WorkbenchError
+from workbench.metrics.metric import BUILT_IN
 from workbench.render.figures.headings import word
 from workbench.render.figures.sheets import SheetPanel, assembled
 from workbench.render.figures.sweep_panels import (
@@ -60,6 +61,8 @@ def sweep_figure(sweep: Sweep, title: str | None = None) -> Figure:
     if not panels:
         raise WorkbenchError(f"There is nothing to draw: no job of {sweep!r} was measured.")
     facts = {"note": _note(sweep, table, panels, study), "conclusion": _strongest_row(table)}
+    if study in ("effects", "cumulative", "paths", "pairs", "steering"):
+        facts["unit"] = unit_of(table)
     for flag in NAMED_BY_LABEL:
         if flag not in settings and flag != over:
             facts[flag] = str(table[flag].iloc[0])
@@ -90,9 +93,37 @@ def difference_figure(table: pd.DataFrame, title: str | None = None) -> Figure:
     notes = [f"{flag}: {b} minus {a}" for flag, (a, b) in table.attrs.get("apart", {}).items()]
     if len(shown) < len(table):
         notes.append(f"the {len(shown)} largest of {len(table):,}")
-    facts = xr.Dataset(attrs={"note": " · ".join(notes)})
+    notes.append("blue: above 0, orange: below")
+    unit = unit_of(table)
+    facts = xr.Dataset(
+        attrs={"note": " · ".join(notes), "conclusion": _largest_difference(shown, names), "unit": unit}
+    )
     panel = bar_panel(shown.assign(job=names), "job", "", "difference of effects")
     return assembled([panel], facts, title, across=1, one_scale=True)
+
+
+def _largest_difference(shown: pd.DataFrame, names: Sequence[str]) -> str:
+    """The largest difference with its interval, and what the interval says."""
+    sizes = np.abs(shown["mean"].to_numpy(dtype=float))
+    if not np.isfinite(sizes).any():
+        return "No difference was measured."
+    largest = int(np.nanargmax(sizes))
+    row = shown.to_dict("records")[largest]
+    text = f"The largest difference is {names[largest]} with {row['mean']:.3g}"
+    if np.isfinite(row["low"]):
+        text += f" {interval_text(float(row['low']), float(row['high']), '.3g')}"
+    if row["low"] <= 0 <= row["high"]:
+        return f"{text}, which may be none."
+    return f"{text}. It was chosen as the largest: expect less on new prompts."
+
+
+def unit_of(table: pd.DataFrame) -> str:
+    """The unit of effects on one built-in metric; "" for several, and for functions of somebody's own."""
+    metrics = set(map(str, table["metric"])) if "metric" in table else set()
+    if len(metrics) != 1:
+        return ""
+    known = BUILT_IN.get(metrics.pop())
+    return "" if known is None else known.unit
 
 
 def _setting(flag: str, label: Any) -> str:
