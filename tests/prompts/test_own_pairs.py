@@ -83,7 +83,7 @@ def test_forty_pairs_are_the_same_however_they_are_written(model, right, tmp_pat
         ({"answer": ["is", 7]}, "row 2: the column 'answer' is list, not text"),
         ({"answer": "is| is"}, "row 2: the column 'answer' has an answer twice. Give each once."),
         ({"pos_S": "horse"}, "row 2, pos_S: 'horse' is not in 'The dog near the dogs beside the church'"),
-        ({"pos_S": "the"}, "row 2, pos_S: 'the' is 2 times in"),
+        ({"pos_S": "the"}, "row 2, pos_S: 'the' stands 2 times in"),
         ({"pos_S": "the#3"}, "row 2, pos_S: 'the#3' is not in"),
         ({"pos_S": 9}, "row 2, pos_S: index 9; the prompt has the tokens 0 to 8."),
         ({"pos_S": 2.5}, "row 2, pos_S: '2.5' is not in"),

@@ -85,8 +85,8 @@ def index_in(encode: TextEncoder, text: str, cell: str | int, where: str) -> int
     if ends or numbered is None:
         if len(ends) > 1:
             raise PromptError(
-                f"{where}: {cell!r} is {len(ends)} times in {text!r}. Say which, as in {cell + '#2'!r}, or mark it in "
-                f"the text: [[NAME:{cell}]]."
+                f"{where}: {cell!r} stands {len(ends)} times in {text!r}. Say which, as in {cell + '#2'!r}, or mark it "
+                f"in the text: [[NAME:{cell}]]."
             )
     else:
         ends = _ends(text, numbered["phrase"])[int(numbered["number"]) - 1 :][:1]
