@@ -31,7 +31,7 @@ def test_a_circuit_is_built_from_edges_in_any_form_and_pruned():
     assert (named.n_edges, len(named), named.n_requested, named.heads) == (2, 2, 4, [(0, 2)])
     assert "a0.2->logits" in named
     assert "input->m1" not in named
-    assert repr(named) == "<Circuit: 2 of 82 edges (2.4%), 1 heads>"
+    assert repr(named) == "<Circuit: 2 of 82 edges (2.4%), 1 head>"
     matrix = np.zeros_like(graph.exists)
     for edge in named.edge_list:
         matrix[graph.index(edge)] = True

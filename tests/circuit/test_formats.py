@@ -373,7 +373,7 @@ def test_the_command_converts(tmp_path):
     runner, shape = CliRunner(), Circuit.empty(SMALL).save(tmp_path / "shape.json")
     call = ["convert", str(source), str(target), "--positive", "opposes", "--shape-of", str(shape)]
     done = runner.invoke(app, call, catch_exceptions=False)
-    assert done.stdout == f"{target}: <Circuit: 3 of 13 edges (23.1%), 1 heads>\n"
+    assert done.stdout == f"{target}: <Circuit: 3 of 13 edges (23.1%), 1 head>\n"
     ours = Circuit.load(target)
     assert (ours.score("m0->logits"), ours.graph.shape) == (-2.5, SMALL)
     # The scores of edges outside the circuit come along.

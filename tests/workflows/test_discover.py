@@ -26,7 +26,7 @@ from workbench.workflows import discover as discover_module
 from workbench.workflows import discovery_job
 from workbench.workflows.discover import FILES
 from workbench.workflows.discovery_run import DiscoveryRun
-from workbench.workflows.runs import report_difference, report_run
+from workbench.workflows.runs import heading_of, report_difference, report_run
 from workbench.workflows.verdict import ALIKE, competence_text, headline, title_of
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K" / "hf"
@@ -152,7 +152,8 @@ def test_every_part_of_a_run_has_a_figure_from_its_file(run):
 
 def test_a_run_is_shown_again_and_compared_with_itself(run, tmp_path):
     page = report_run(run.folder, tmp_path / "again.html").read_text(encoding="utf-8")
-    assert set(re.findall(r"<h2[^>]*>([^<]*)</h2>", page)) == MADE - {"summary.json", "report.html"}
+    sections = {heading_of(name) for name in MADE - {"summary.json", "report.html"}}
+    assert set(re.findall(r'<h2 id="h\d+">([^<]*)</h2>', page)) == sections
     # Frontier, controls, stability and agreement are drawn, and not put in words.
     assert page.count('class="plot"') >= 4
     page = report_difference(run.folder, run.folder, tmp_path / "same.html").read_text(encoding="utf-8")

@@ -76,7 +76,7 @@ def top_samples(
         WorkbenchError: shapes that do not fit each other, or numbers that are not finite.
 
     >>> top_samples([["a", " cat"], ["a", " dog"]], [[[[0.0]], [[2.5]]], [[[0.0]], [[0.5]]]], k=1).title
-    'Largest activation: 2.5 of layer 0, neuron 0 at "cat"'
+    'Largest activation: 2.5 of layer 0, neuron 0 at "cat" in prompt 0'
     """
     acts = as_activations(strings, activations, layers, names)
     if not isinstance(k, int | np.integer) or k < 1:

@@ -152,7 +152,7 @@ def card_of(thing: Any) -> Card:
 
     >>> data = xr.DataArray([0.5, -2.0], dims="head", attrs={"kind": "effects", "metric": "kl", "unit": "nats"})
     >>> print(card_of(data).text())
-    Effects on kl: the strongest of 2 is head 1 with -2 nats.
+    Effects on kl: the strongest of 2 is head 1 with -2.00 nats.
       what mean low high
     head 1   -2   –    –
     head 0  0.5   –    –

@@ -25,7 +25,7 @@ def headline(result: Result) -> str:
         WorkbenchError: an array that no function of this package returned, or a part that lost its variables.
 
     >>> headline(xr.DataArray([0.5, -2.0], dims="head", attrs={"kind": "effects", "metric": "kl", "unit": "nats"}))
-    'Effects on kl: the strongest of 2 is head 1 with -2 nats.'
+    'Effects on kl: the strongest of 2 is head 1 with -2.00 nats.'
     """
     kind = kind_of(result)
     if kind not in HEADLINES:
