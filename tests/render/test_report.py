@@ -49,7 +49,7 @@ def test_report_shows_every_kind_of_item(tmp_path, circuit, view):
     assert text.count('class="panel"') == 2
     assert text.count("panelsUnpacked = true") == 1
     assert text.count('class="plot"') == 3
-    assert '<td class="num">0.1235</td><td class="num">12,345</td>' in text
+    assert '<td class="num">0.123</td><td class="num">12,345</td>' in text
     assert '<td class="num">–</td>' in text
     assert re.search(r"torch \d", text)
     assert path.stat().st_size < 1_000_000

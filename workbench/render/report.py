@@ -215,8 +215,9 @@ def _table(frame: pd.DataFrame) -> str:
         numeric.append(is_number)
     heads = _row("th", map(str, frame.columns), numeric)
     rows = ""
+    digits = [_decimals(frame.iloc[:, i]) for i in range(frame.shape[1])]
     for row in frame.itertuples(index=False, name=None):
-        rows += _row("td", map(_cell, row), numeric)
+        rows += _row("td", map(_cell, row, digits), numeric)
     return f'<table class="table"><thead>{heads}</thead><tbody>{rows}</tbody></table>'
 
 
@@ -233,8 +234,19 @@ def _row(tag: str, texts: Iterable[str], numeric: Sequence[bool]) -> str:
     return f"<tr>{cells}</tr>"
 
 
-def _cell(value: Any) -> str:
-    """A value of a table as text: four significant digits, and a dash for what is missing."""
+def _decimals(column: pd.Series) -> int | None:
+    """Digits after the point for a column of numbers, so that all have the same; None where sizes differ too much."""
+    if column.dtype.kind != "f":
+        return None
+    sizes = np.abs(column.to_numpy(dtype=float))
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    if not len(sizes) or sizes.max() >= 1e4 or sizes.min() < 1e-3 * sizes.max():
+        return None
+    return int(np.clip(2 - np.floor(np.log10(sizes.max())), 0, 4))
+
+
+def _cell(value: Any, decimals: int | None = None) -> str:
+    """A value of a table as text: four significant digits or so many decimals, and a dash for what is missing."""
     if value is None or value is pd.NA or value is pd.NaT:
         return "–"
     if isinstance(value, float | np.floating):
@@ -242,7 +254,8 @@ def _cell(value: Any) -> str:
             return "–"
         if abs(value) >= 1e4 and np.isfinite(value):
             return f"{value:,.0f}"
-        return f"{value:.4g}".replace("-", "−")
+        shown = f"{value:.4g}" if decimals is None else f"{value:.{decimals}f}"
+        return shown.replace("-", "−")
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
         return f"{value:,}".replace("-", "−")
     return str(value)

@@ -22,6 +22,7 @@ from workbench.experiment import PairsInModel
 from workbench.models.load import model_name
 from workbench.prompts.pairs import PromptPairs
 from workbench.render.attention_panels import attention_panel
+from workbench.render.cards.objects import pair_rows
 from workbench.render.circuit.svg import CircuitView
 from workbench.render.report import Folded
 from workbench.statistics import interval_text, summary
@@ -249,11 +250,11 @@ def _effects(run: DiscoveryRun, metric: str) -> list[Section]:
     unit = run.heads.attrs.get("unit", "")
     ablation = (
         f"Change of {metric} ({unit}) when a head's output is set to zero in the clean run, mean over "
-        "test prompts: negative means that the head supports the behaviour."
+        f"{run.heads.sizes['example']} test prompts: negative means that the head supports the behaviour."
     )
     denoising = (
         f"Change of {metric} when the corrupt run gets the clean residual stream at one layer and named "
-        "position (denoising), mean over test prompts."
+        f"position (denoising), mean over {0 if run.patching is None else run.patching.sizes['example']} test prompts."
     )
     strongest = "The ten heads whose ablation changes the metric most."
     sections: list[Section] = [
@@ -289,8 +290,13 @@ def _lens(lens: xr.DataArray, pairs: PromptPairs) -> Section:
 
 
 def _prompt_table(pairs: PromptPairs, most: int = 6) -> pd.DataFrame:
-    sides = {"clean": pairs.clean, pairs.counterfactual: pairs.corrupt, **pairs.further}
-    return pd.DataFrame({name: list(map(_text, side.strings[:most])) for name, side in sides.items()})
+    """The first pairs with their answers; further corruptions as they are."""
+    rows = []
+    for i, row in enumerate(pair_rows(pairs, most)):
+        shown = {"clean": str(row["clean"]), pairs.counterfactual: str(row["corrupt"])}
+        shown |= {name: _text(side.strings[i]) for name, side in pairs.further.items()}
+        rows.append(shown | {"right answer": row["answer"], "wrong": row["wrong"]})
+    return pd.DataFrame(rows)
 
 
 def _text(tokens: Sequence[str]) -> str:
@@ -303,5 +309,5 @@ def _text(tokens: Sequence[str]) -> str:
 def _prompt_caption(pairs: PromptPairs) -> str:
     dropped = pairs.provenance.get("dropped")
     if not dropped:
-        return "The first test pairs."
-    return f"The first test pairs. Words that do not suit this vocabulary were left out: {dropped}."
+        return "The first test pairs; in brackets the tokens in which the first two differ."
+    return f"The first test pairs; in brackets the tokens in which the first two differ. Words that do not suit this vocabulary were left out: {dropped}."

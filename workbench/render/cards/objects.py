@@ -31,15 +31,27 @@ def _pairs(pairs: PromptPairs) -> Card:
     told = f"{len(pairs)} pairs of {task}, {length} each; measured by {pairs.metric}."
     if len(pairs.counterfactuals) > 1:
         told += f" Counterfactuals: {listed(map(visible, pairs.counterfactuals))}."
-    words = _words(pairs.clean, pairs.corrupt)
-    rows: list[dict[str, Any]] = []
+    rows = pair_rows(pairs, PAIRS)
     lines: list[str] = []
-    for i in range(min(PAIRS, len(pairs))):
-        sides = [_marked(pairs.clean, pairs.corrupt, i), _marked(pairs.corrupt, pairs.clean, i)]
-        answers = [_answers(table[i].tolist(), words) for table in (pairs.answers, pairs.wrong)]
-        rows.append(dict(zip(("clean", "corrupt", "answer", "wrong"), (*sides, *answers), strict=True)))
-        lines += [f"{i + 1}  clean    {sides[0]} → {answers[0]}, not {answers[1]}", f"   corrupt  {sides[1]}"]
+    for i, row in enumerate(rows):
+        lines.append(f"{i + 1}  clean    {row['clean']} → {row['answer']}, not {row['wrong']}")
+        lines.append(f"   corrupt  {row['corrupt']}")
     return Card(told, pd.DataFrame(rows), more=len(pairs) - len(rows), lines=tuple(lines))
+
+
+def pair_rows(pairs: PromptPairs, most: int) -> list[dict[str, Any]]:
+    """The first pairs: clean and corrupt prompt with the tokens marked in which they differ, answer and wrong answer."""
+    words, rows = _words(pairs.clean, pairs.corrupt), []
+    for i in range(min(most, len(pairs))):
+        row: dict[str, Any] = {
+            "clean": _marked(pairs.clean, pairs.corrupt, i),
+            "corrupt": _marked(pairs.corrupt, pairs.clean, i),
+        }
+        row["answer"], row["wrong"] = (
+            _answers(table[i].tolist(), words) for table in (pairs.answers, pairs.wrong)
+        )
+        rows.append(row)
+    return rows
 
 
 def _words(*sides: Prompts) -> dict[int, str]:
