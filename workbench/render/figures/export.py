@@ -79,7 +79,13 @@ def figure_caption(figure: Figure) -> str:
     lines = [text for text in _texts(figure) if text.get_gid() == CAPTION and text.get_text().strip()]
     # the title is the largest, then what the figure shows, then the facts
     lines.sort(key=lambda text: -float(text.get_fontsize()))
-    return " ".join(f"{' '.join(text.get_text().split()).rstrip('.')}." for text in lines)
+    return " ".join(f"{_in_one_line(text.get_text()).rstrip('.')}." for text in lines)
+
+
+def _in_one_line(text: str) -> str:
+    """The lines of a sentence joined by spaces, those of facts between dots by dots."""
+    glue = " · " if " · " in text else " "
+    return glue.join(" ".join(line.split()) for line in text.splitlines())
 
 
 def _texts(figure: Figure) -> list[Text]:
