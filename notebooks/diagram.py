@@ -166,8 +166,8 @@ def drawing() -> str:
         box(1056, STREAM - 24, 70, 48),
         text(1091, STREAM + 5, "unembed", size=14),
         arrow(1126, STREAM, 1142, STREAM),
-        text(1161, STREAM - 14, "logits", size=14, code=True),
-        text(1161, STREAM + 5, "Anna?", size=13),
+        text(1167, STREAM - 14, "logits", size=14, code=True),
+        text(1167, STREAM + 5, "Anna?", size=13),
     ]
     body = [*layer(200, 0), *layer(648, 3), *stream]
     # The stream lies on the panels of the layers, and the sums on the stream.
@@ -178,7 +178,7 @@ def drawing() -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" role="img">',
             f"<title>{escape(ALT)}</title>",
             f"<defs>{''.join(markers)}</defs>",
-            f'<rect width="{WIDTH}" height="{HEIGHT}" rx="10" fill="#ffffff"/>',
+            f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
             *body,
             *one_head(),
             *legend(),
