@@ -130,7 +130,9 @@ def _references(axes: Axes, result: xr.Dataset) -> None:
     right = axes.get_yaxis_transform()
     for level, label in lines:
         axes.axhline(level, **DASHED)
-        axes.text(0.99, level, label, transform=right, fontsize=7.5, color=GREY, va="bottom", ha="right")
+        # at the left of the model's line and at the right of the others, where curves seldom are
+        x, side = (0.01, "left") if level == 1.0 else (0.99, "right")
+        axes.text(x, level, label, transform=right, fontsize=7.5, color=GREY, va="bottom", ha=side)
 
 
 def _measure(

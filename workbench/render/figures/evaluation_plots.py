@@ -66,6 +66,8 @@ MEASURES = (
     Measure("incompleteness", "incompleteness", (0.0, 0.15), "low"),
 )
 """Every measure, those that should be high first. Bounds are those of `Criteria`, or a rule of thumb."""
+FEW_VALUES = 2
+"""Values of which the numbers are written: with more of them the rows are too narrow."""
 SIDE_BY_SIDE = ("faithfulness", "error", "kl_recovered", "answers_kept")
 """Measures of several circuits."""
 
@@ -148,7 +150,10 @@ def _several(result: xr.Dataset, ablations: list[str], title: str | None) -> Fig
             axes.fill_betweenx([-0.6, n - 0.4], *np.clip(measure.good, -0.08, _END), **GOOD)
             for row in range(n):
                 cells = _cells(result.isel(circuit=row), ablations)
-                _draw_row(axes, row, [measure.ends(cell) for cell in cells], (-0.08, _END))
+                numbers = [measure.ends(cell) for cell in cells]
+                _draw_row(axes, row, numbers, (-0.08, _END))
+                if len(cells) <= FEW_VALUES:
+                    _write_values(axes, row, numbers, (-0.08, _END))
             _finish(axes, names, (-0.08, _END))
             axes.set_title(f"{measure.words}\n(want {measure.want})", fontweight="normal")
         _legend(grid[0] if is_narrow() else grid[-1], ablations)
@@ -175,6 +180,28 @@ def _draw_row(
         if shown != mean:
             mark = "<" if mean < ends[0] else ">"
         axes.plot([shown], [place], marker=mark, color=colour, markersize=5.5, linestyle="", clip_on=False)
+
+
+def _write_values(
+    axes: Axes, row: int, numbers: list[tuple[float, float, float]], ends: tuple[float, float]
+) -> None:
+    """The number of each ablation behind its interval, or before it where there is no room behind."""
+    step = 0.6 / max(1, len(numbers))
+    for i, (mean, low, high) in enumerate(numbers):
+        if not np.isfinite(mean):
+            continue
+        place = row + (i - (len(numbers) - 1) / 2) * step
+        first, last = np.clip((np.nanmin((mean, low)), np.nanmax((mean, high))), *ends)
+        is_behind = last < 0.6  # clear of the line at 1
+        axes.annotate(
+            f"{mean:.2f}".replace("-", "−"),
+            (last if is_behind else first, place),
+            xytext=(5 if is_behind else -5, 0),
+            textcoords="offset points",
+            ha="left" if is_behind else "right",
+            va="center",
+            fontsize=7.5,
+        )
 
 
 def _finish(axes: Axes, names: list[str], ends: tuple[float, float]) -> None:
