@@ -16,6 +16,7 @@
   const asSvg = (image, component, props) => {
     const bytes = Uint8Array.from(atob(image.src.split(",")[1]), (c) => c.charCodeAt(0));
     const svg = new DOMParser().parseFromString(new TextDecoder().decode(bytes), "image/svg+xml").documentElement;
+    if (!(svg instanceof SVGElement)) return;  // a picture of somebody else's stays as it is
     const host = document.createElement("div"), said = document.createElement("output");
     host.className = "still";
     host.style.overflowX = "auto";

@@ -192,11 +192,13 @@ def _write_values(
             continue
         place = row + (i - (len(numbers) - 1) / 2) * step
         first, last = np.clip((np.nanmin((mean, low)), np.nanmax((mean, high))), *ends)
-        is_behind = last < 0.6  # clear of the line at 1
+        # clear of the line at 1, and of the names at the left where the interval is as wide as the axis
+        is_behind = last < 0.6
+        before = first if first > 0.45 else float(np.clip(mean, *ends))
         axes.annotate(
             f"{mean:.2f}".replace("-", "−"),
-            (last if is_behind else first, place),
-            xytext=(5 if is_behind else -5, 0),
+            (last if is_behind else before, place),
+            xytext=(5 if is_behind else -6, 0),
             textcoords="offset points",
             ha="left" if is_behind else "right",
             va="center",
