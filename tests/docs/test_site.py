@@ -148,8 +148,17 @@ def test_a_browser_stays_on_the_site_and_search_finds_a_function(home):
     with visited(viewport={"width": 1280, "height": 900}) as seen:
         for path in ("api/evaluation.html", "figures.html", "index.html"):
             seen.page.goto(home + path)
-        seen.page.locator("input.md-search__input").fill("faithfulness_curve")
-        result = seen.page.locator(".md-search-result__link").first
+        box, result = (
+            seen.page.locator("input.md-search__input"),
+            seen.page.locator(".md-search-result__link").first,
+        )
+        # What is typed before the index is loaded is not searched, and nothing says when it is.
+        for _ in range(30):
+            box.fill("")
+            box.press_sequentially("faithfulness_curve")
+            seen.page.wait_for_timeout(1000)
+            if result.count():
+                break
         result.wait_for()
         assert "evaluation.html" in (result.get_attribute("href") or "")
     assert [url for url in seen.requests if not url.startswith((home, "data:", "blob:"))] == []

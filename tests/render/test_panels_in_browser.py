@@ -36,7 +36,9 @@ def drawn_panels(document: str) -> list[str]:
     """What the script drew of each panel; the still picture before it is hidden."""
     panels = re.split(r'<div class="panel"', document)[1:]
     for text in panels:
-        assert re.match(r'[^>]*data-drawn[^>]*><(?:img|div|p) [^>]*style="[^"]*display: ?none', text), text[:200]
+        assert re.match(r'[^>]*data-drawn[^>]*><(?:img|div|p) [^>]*style="[^"]*display: ?none', text), text[
+            :200
+        ]
     return [text.split('class="live"', 1)[1].split("<script", 1)[0] for text in panels]
 
 
