@@ -23,14 +23,14 @@ def test_it_is_short_and_leads_with_a_picture_and_twelve_lines():
     assert len(text().splitlines()) <= 80
     lead = text().split("\n## ")[0]
     assert lead.index("](docs/ioi.svg)") < lead.index("```python")
-    [(language, code)] = blocks(lead)
-    assert language == "python"
+    (language, code), (shown, _) = blocks(lead)
+    assert (language, shown) == ("python", "text")
     assert len(code.strip().splitlines()) <= 12
 
 
 def test_each_way_in_has_a_first_result_in_under_fifteen_lines():
     ways = blocks(text().split("\n## Three ways in\n")[1].split("\n## ")[0])
-    assert [language for language, _ in ways] == ["sh", "sh", "console"]
+    assert [language for language, _ in ways] == ["sh", "sh"]
     assert all(len(code.strip().splitlines()) < 15 for _, code in ways)
 
 
