@@ -37,9 +37,9 @@ def progress_bar(total: int, description: str, unit: str, *, shown: bool) -> "tq
     if not shown:
         return tqdm(**settings, disable=True)
     if _in_notebook():
-        return tqdm(**settings, file=_NotebookOutput(), delay=DELAY, ncols=80)
+        return _DelayedBar(**settings, file=_NotebookOutput(), delay=DELAY, ncols=80)
     if sys.stderr is not None and sys.stderr.isatty():
-        return tqdm(**settings, delay=DELAY)
+        return _DelayedBar(**settings, delay=DELAY)
     if log.isEnabledFor(logging.INFO):
         return _LoggedBar(**settings, file=io.StringIO(), mininterval=1.0, miniters=1, disable=False)
     return tqdm(**settings, disable=True)
@@ -48,6 +48,30 @@ def progress_bar(total: int, description: str, unit: str, *, shown: bool) -> "tq
 def write_line(text: str) -> None:
     """Write a line to stderr, above a bar that is there; stdout may be read by a program."""
     tqdm.write(text, file=sys.stderr)
+
+
+class _DelayedBar(tqdm):  # type: ignore[type-arg]
+    """A bar that is not drawn before its delay is over, and is wiped out whenever it was drawn.
+
+    tqdm 4.67 draws at once where something is said of a step (`set_postfix`), and then does not wipe out a bar
+    that ends before its delay.
+    """
+
+    was_drawn = False
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Called by tqdm to draw the bar."""
+        # tqdm calls it from its constructor too, before it notes when it started
+        if time.time() - getattr(self, "start_t", time.time()) < self.delay:
+            return False
+        self.was_drawn = True
+        return super().display(msg, pos)
+
+    def close(self) -> None:
+        """End the bar; tqdm wipes out what it thinks was drawn after the delay."""
+        if self.was_drawn:
+            self.last_print_t = time.time()
+        super().close()
 
 
 class _LoggedBar(tqdm):  # type: ignore[type-arg]
@@ -75,8 +99,10 @@ class _NotebookOutput(io.StringIO):
         from IPython.display import display
 
         # bars within bars move the cursor, which an output of a notebook would show as text
-        content = {"text/plain": _ESCAPES.sub("", text).strip()}
-        if self.handle is None and content["text/plain"]:
+        shown = _ESCAPES.sub("", text).strip()
+        # an output without content is saved as nothing
+        content = {"text/plain": shown} if shown else {}
+        if self.handle is None and shown:
             self.handle = display(content, raw=True, display_id=True)
         elif self.handle is not None:
             self.handle.update(content, raw=True)

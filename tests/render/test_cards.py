@@ -93,6 +93,9 @@ def test_pairs_mark_the_tokens_that_differ():
     assert first["answer"] in str(first["clean"]).replace("[", "").replace("]", "")
     assert card.html().count("<mark>") >= 6
     assert card.text().splitlines()[-1] == "... and 2 more"
+    # answers that stand in no prompt have their words too
+    is_or_are = card_of(wb.load_task("agreement", wb.load_model("tiny"), n=4)).table
+    assert {*is_or_are["answer"], *is_or_are["wrong"]} <= {"is", "are", "was", "were", "has", "have"}
 
 
 def test_ipython_shows_cards_and_print_shows_xarray():

@@ -9,6 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from jaxtyping import Int
+from torch import Tensor
+
 from workbench.arguments import shown
 from workbench.errors import PromptError, warn
 from workbench.models.bos import begins_with_bos, bos_token, check_declared, chosen_bos
@@ -145,6 +148,11 @@ class TextEncoder:
     def labels(self, rows: Iterable[Sequence[int]]) -> list[list[str]]:
         """Readable token strings, with the space that a token begins with."""
         return [list(map(self._label, map(int, row))) for row in rows]
+
+    def words(self, *tables: Int[Tensor, "..."]) -> dict[int, str]:
+        """Token id → its string, for every id of tables of answers, which are padded with -1."""
+        ids = sorted({token for table in tables for token in table.unique().tolist() if token >= 0})
+        return dict(zip(ids, self.labels([ids])[0], strict=True))
 
     def _label(self, token: int) -> str:
         # Tokenizers count in 32 bits; whoever runs such ids refuses them.

@@ -99,6 +99,7 @@ def encoded_table(
     }  # fmt: skip
     prompts = {name: encode.prompts(rows, positions=named[name]) for name, rows in sides.items()}
     right, wrong = padded_answers(continuations["answer"]), padded_answers(continuations["wrong"])
+    provenance["answer_words"] = encode.words(right, wrong)
     return EncodedTable(prompts, right, wrong, provenance)
 
 

@@ -47,7 +47,8 @@ class PromptPairs:
         clean, corrupt: the prompts of the two runs, example by example.
         answers, wrong: [example, alternative, token] each, padded with -1. Alternatives make sets (all valid
             years), tokens make continuations.
-        provenance: task, model, tokenizer, seed, split and what else made them.
+        provenance: task, model, tokenizer, seed, split and what else made them; `answer_words`, the strings of the
+            tokens of answers.
         further: name → prompts: more counterfactuals, that is other corruptions of the same clean prompts,
             example by example. What takes pairs reads `corrupt`; `against` and `counterfactuals` give each.
     """

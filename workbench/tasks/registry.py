@@ -111,6 +111,7 @@ def load_task(
         "task": name, "variant": variant, "n": n, "seed": seed, "split": split, "model": model_name(model),
         "tokenizer": encode.fingerprint, "bos": encode.bos, "dropped": dropped,
         "metric": "sequence_logprob_diff" if several else task.metric,
+        "answer_words": encode.words(answers, wrong),
     }  # fmt: skip
     drawn = [sentence for sentence, _ in pairs]
     sides: dict[str, Prompts] = {}

@@ -34,6 +34,7 @@ from workbench.progress import progress_bar
 from workbench.prompts.pairs import PromptPairs
 from workbench.render.page import Lead
 from workbench.render.report import report
+from workbench.tasks.registry import PAIR_READERS, load_task
 from workbench.tasks.task import find_task
 from workbench.workflows.discover_cost import DiscoverCost, cost_of
 from workbench.workflows.discover_lead import lead_of
@@ -60,7 +61,7 @@ Refine = Literal["prune"] | str | None
 @model_call()
 def discover(
     model: Model,
-    task: str | PromptPairs,
+    task: str | Path | PromptPairs,
     *,
     out: str | Path,
     n: int | None = None,
@@ -84,7 +85,7 @@ def discover(
     every counterfactual, and the numbers that are reported are those of a third.
 
     Args:
-        task: a task's name, or pairs of your own: a quarter to find with, a quarter to select with, half to
+        task: a task's name, or pairs of your own or their file: a quarter to find with, a quarter to select with, half to
             test with, and no prompt in two of them.
         out: folder for the files of `FILES`.
         n: pairs to find with; as many choose the size and twice as many test. Of pairs of your own it is an
@@ -150,7 +151,7 @@ def discover(
 @model_call()
 def discover_cost(
     model: Model,
-    task: str | PromptPairs,
+    task: str | Path | PromptPairs,
     *,
     n: int | None = None,
     variant: str | None = None,
@@ -178,7 +179,7 @@ def discover_cost(
 
 def _job(
     model: Model,
-    task: str | PromptPairs,
+    task: str | Path | PromptPairs,
     *,
     n: int | None,
     seed: int,
@@ -213,7 +214,7 @@ def _job(
 
 def _prompt_sets(
     model: Model,
-    task: str | PromptPairs,
+    task: str | Path | PromptPairs,
     n: int | None,
     seed: int,
     variant: str | None,
@@ -223,6 +224,9 @@ def _prompt_sets(
     """The three sets of prompts; `quick` takes few, with the first counterfactual alone."""
     if quick and n is None:
         n = FEW
+    if not isinstance(task, PromptPairs):
+        is_file = Path(task).suffix.lower() in PAIR_READERS
+        task = load_task(task, model) if is_file else str(task)
     if isinstance(task, PromptPairs):
         if quick:
             task = task.against(task.counterfactual)

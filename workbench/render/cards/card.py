@@ -18,7 +18,7 @@ from jinja2 import Environment
 from workbench.circuit.circuit import Circuit
 from workbench.errors import WorkbenchError
 from workbench.render.cards.headlines import Result, by_layer, headline, kind_of, of_last_token
-from workbench.render.cards.strongest import SHOWN, is_summary, strongest
+from workbench.render.cards.strongest import SHOWN, is_summary, strongest, three_digits
 from workbench.render.figures.canvas import figure_html
 from workbench.render.plots import plot
 from workbench.render.writing import shorten
@@ -153,9 +153,9 @@ def card_of(thing: Any) -> Card:
     >>> data = xr.DataArray([0.5, -2.0], dims="head", attrs={"kind": "effects", "metric": "kl", "unit": "nats"})
     >>> print(card_of(data).text())
     Effects on kl: the strongest of 2 is head 1 with -2.00 nats.
-      what mean low high
-    head 1   -2   –    –
-    head 0  0.5   –    –
+      what  mean low high
+    head 1 -2.00   –    –
+    head 0 0.500   –    –
     """
     raise WorkbenchError(f"A {type(thing).__name__} has no card.")
 
@@ -253,5 +253,5 @@ def _cell(value: Any) -> "str | Marked":
     if isinstance(value, int | np.integer):
         return f"{int(value):,}"
     if isinstance(value, float | np.floating):
-        return f"{float(value):.3g}" if np.isfinite(value) else "–"
+        return three_digits(float(value)) if np.isfinite(value) else "–"
     return visible(value)

@@ -41,7 +41,7 @@ def _pairs(pairs: PromptPairs) -> Card:
 
 def pair_rows(pairs: PromptPairs, most: int) -> list[dict[str, Any]]:
     """The first pairs: clean and corrupt prompt with the tokens marked in which they differ, answer and wrong answer."""
-    words, rows = _words(pairs.clean, pairs.corrupt), []
+    words, rows = _words(pairs.clean, pairs.corrupt) | dict(pairs.provenance.get("answer_words", {})), []
     for i in range(min(most, len(pairs))):
         row: dict[str, Any] = {
             "clean": _marked(pairs.clean, pairs.corrupt, i),
