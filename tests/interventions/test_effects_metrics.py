@@ -184,6 +184,16 @@ def test_answers_of_several_tokens_are_refused_by_metrics_that_read_one():
         )
 
 
+@pytest.mark.parametrize("base", ["clean", "corrupt"])
+def test_positions_have_the_tokens_of_the_pairs_where_an_answer_is_a_row(base):
+    # Right and wrong answers are runs of their own here: twice as many as there are pairs.
+    model, pairs = model_of("gpt2"), make_pairs()
+    sites = grid("resid_pre", model, pos="each")
+    found = effects(model, pairs, sites=sites, value=zero(), metric="sequence_logprob_diff", base=base)
+    strings = pairs.side(base).strings
+    assert [tuple(filter(None, row)) for row in found["pos_token"].values.tolist()] == list(strings)
+
+
 @pytest.mark.parametrize("name", ["rank", "accuracy"])
 def test_a_metric_without_a_gradient_is_refused_by_the_gradient_method(name):
     model, pairs = model_of("gpt2"), make_pairs()

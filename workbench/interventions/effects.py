@@ -163,9 +163,11 @@ def effects(
     shape = (len(pairs), *map(len, plan.coords.values()))
     coords = {"example": np.arange(len(pairs)), **plan.coords}
     result = effect_array(table.reshape(shape), ("example", *plan.dims), coords, name="effect", attrs=attrs)
+    # The prompts of the pairs: rows of answers of several tokens have other lengths, and are more than there are pairs.
+    prompts = pairs.side(base)
     # Of every position, not of some: only then does the n-th place along the axis hold the n-th token.
-    if list(result.coords.get("pos", ())) == list(range(int(runs.prompts.lengths.max()))):
-        return with_tokens(result, runs.prompts.strings)
+    if list(plan.coords.get("pos", ())) == list(range(int(prompts.lengths.max()))):
+        return with_tokens(result, prompts.strings)
     return result
 
 

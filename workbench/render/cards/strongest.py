@@ -168,9 +168,10 @@ def interval(row: Mapping[str, Any], unit: str = "") -> str:
 def three_digits(value: float) -> str:
     """A number with three digits, zeros at its end among them, so that numbers beside each other look alike.
 
-    >>> three_digits(5.0), three_digits(-26.04), three_digits(1234.0)
-    ('5.00', '-26.0', '1234')
+    >>> three_digits(5.0), three_digits(-26.04), three_digits(999.6), three_digits(1234.0)
+    ('5.00', '-26.0', '1000', '1234')
     """
-    if abs(value) >= 1000 or not np.isfinite(value):
+    # from 999.5 on three digits are an exponent
+    if abs(value) >= 999.5 or not np.isfinite(value):
         return f"{value:.0f}"
     return f"{value:#.3g}".removesuffix(".")
